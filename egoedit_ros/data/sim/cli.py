@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``egoedit data sim``: make paired clips."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("sim", help="render paired clips in the simulator")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the clips")
+    parser.add_argument("--seed", type=int, default=0, help="first seed (evaluation: 1000000 up)")
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--frames", type=int, default=13, help="frames a clip, at 16 fps")
+    parser.add_argument("--edits", type=int, default=3, help="edits a clip (targets a source)")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from egoedit_ros.data.sim.generate import generate
+
+    with tqdm(total=args.clips, unit="clip") as bar:
+        for made in generate(
+            args.output,
+            args.seed,
+            args.clips,
+            frames=args.frames,
+            edits=args.edits,
+            workers=args.workers,
+        ):
+            bar.update(made - bar.n)
+    return 0
+
+
+if __name__ == "__main__":
+    top = argparse.ArgumentParser()
+    add_parser(top.add_subparsers(required=True))
+    arguments = top.parse_args()
+    raise SystemExit(arguments.run(arguments))
