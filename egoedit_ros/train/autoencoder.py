@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``autoencoder``: learn to code pictures, and to decode an edit beside its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egoedit_ros.data.sim.generate import read_clip
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
+from egoedit_ros.train.loop import Trainer, TrainSettings
+
+EDITED = 12 / 255 * 2  # a pixel is edited when a channel differs by more, in -1..1
+
+
+@dataclass(frozen=True)
+class AutoencoderData:
+    """Random crops of simulated pairs, most of them around the edit."""
+
+    clips: Path
+    crop: int = 96
+    batch: int = 12
+    recent: int = 1_000_000  # seeds below this train, the others evaluate
+
+    def paths(self) -> list[Path]:
+        found = sorted(p for p in self.clips.glob("*.safetensors") if int(p.stem) < self.recent)
+        if not found:
+            raise UserError(f"no clips in {self.clips}; make some: egoedit data sim -o {self.clips}")
+        return found
+
+    def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """source, target: ``[batch, 4, 3, crop, crop]`` in -1..1."""
+        paths = self.paths()
+        sources, targets = [], []
+        while len(sources) < self.batch:
+            clip = read_clip(paths[rng.integers(len(paths))])
+            for target in clip.targets:
+                first = int(rng.integers(0, len(clip.source) - 3))
+                pair = np.stack([clip.source[first : first + 4], target[first : first + 4]])
+                changed = np.abs(pair[0].astype(np.int16) - pair[1]).max(-1).max(0) > 12
+                top, left = crop_corner(rng, changed, self.crop, self.crop)
+                pair = pair[:, :, top : top + self.crop, left : left + self.crop]
+                if rng.random() < 0.5:
+                    pair = pair[:, :, :, ::-1]
+                if rng.random() < 0.12:  # a stream's first latent frame: one picture, repeated
+                    pair = np.repeat(pair[:, :1], 4, axis=1)
+                sources.append(pair[0])
+                targets.append(pair[1])
+        gain = torch.from_numpy(rng.uniform(0.75, 1.15, (self.batch, 1, 1, 1, 1))).float()
+        stack = [np.ascontiguousarray(np.stack(x[: self.batch])) for x in (sources, targets)]
+        tensors = [torch.from_numpy(x).permute(0, 1, 4, 2, 3).float() / 255 for x in stack]
+        return tuple((x * gain).clamp(0, 1) * 2 - 1 for x in tensors)
+
+
+def crop_corner(
+    rng: np.random.Generator, changed: np.ndarray, height: int, width: int, step: int = 8
+) -> tuple[int, int]:
+    """A random corner whose crop holds most of the change; steps of ``step`` pixels."""
+    h, w = changed.shape
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    if len(rows) and rng.random() < 0.8:
+        y = rng.integers(rows[0], rows[-1] + 1) - height // 2 + rng.integers(-16, 17)
+        x = rng.integers(columns[0], columns[-1] + 1) - width // 2 + rng.integers(-16, 17)
+    else:
+        y, x = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
+    y, x = int(np.clip(y, 0, h - height)), int(np.clip(x, 0, w - width))
+    return y // step * step, x // step * step
+
+
+def picture_loss(made: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L1 plus L1 of the gradients; made, wanted ``[N, T, 3, H, W]``, weight ``[N, T, 1, H, W]``."""
+    error = (made - wanted).abs()
+    loss = (error if weight is None else error * weight).mean()
+    for axis in (-1, -2):
+        slope = (made.diff(dim=axis) - wanted.diff(dim=axis)).abs()
+        if weight is not None:
+            slope = slope * weight.narrow(axis, 1, weight.shape[axis] - 1)
+        loss = loss + 0.5 * slope.mean()
+    return loss
+
+
+def autoencoder_loss(
+    model: EdgeAutoencoder, source: Tensor, target: Tensor, rng: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Edit decoding beside the source, and plain reconstruction with the source hidden."""
+    n = len(source)
+    edited = ((source - target).abs().amax(2) > EDITED).float()
+    both = model.encode(torch.cat([source, target]))
+    src = Encoded(both.latents[:n], both.fine[:n])
+    noise = torch.rand(n, 1, 1, 1, generator=rng) * 0.2
+    coded = both.latents[n:]
+    coded = coded + noise * torch.randn(coded.shape, generator=rng)
+    frames, logits = model.decode(coded, src)
+    frames, logits = frames.float(), logits.float()
+    weight = 1 + 3 * edited.unsqueeze(2)
+    merged = composite(frames, torch.sigmoid(logits), source)
+    loss_edit = picture_loss(merged, target, weight)
+    loss_raw = picture_loss(frames, target, weight)
+    loss_mask = F.binary_cross_entropy_with_logits(logits, edited)
+    plain = slice(0, max(1, n // 3))
+    alone, _ = model.decode(coded[plain], None)
+    loss_plain = picture_loss(alone.float(), target[plain], weight[plain])
+    loss = loss_edit + 0.5 * loss_raw + 0.3 * loss_mask + 0.7 * loss_plain
+    with torch.no_grad():
+        error = (merged - target).square() / 4
+        inside = (error.mean(2) * edited).sum() / edited.sum().clamp(min=1)
+        before = ((source - target).square().mean(2) / 4 * edited).sum() / edited.sum().clamp(min=1)
+        report = {
+            "gain": 1 - inside / before.clamp(min=1e-6),
+            "psnr": -10 * torch.log10(error.mean()),
+            "plain_psnr": -10 * torch.log10((alone - target[plain]).square().mean() / 4),
+            "mask": loss_mask,
+        }
+    return loss, report
+
+
+@torch.no_grad()
+def measure_latents(model: EdgeAutoencoder, data: AutoencoderData, seed: int) -> None:
+    """Set the latents' mean and deviation from data, so that the flow sees unit variance."""
+    rng = np.random.default_rng(seed)
+    model.latents_mean.zero_()
+    model.latents_std.fill_(1)
+    seen = [model.encode(data.sample(rng)[1]).latents.float() for _ in range(12)]
+    seen = torch.cat(seen).permute(1, 0, 2, 3).flatten(1)
+    model.latents_mean.copy_(seen.mean(1))
+    model.latents_std.copy_(seen.std(1))
+
+
+def train_autoencoder(settings: TrainSettings, data: AutoencoderData) -> Path:
+    """Run the stage; returns the checkpoint."""
+    from egoedit_ros.model.config import get_config
+
+    torch.manual_seed(settings.seed)
+    model = EdgeAutoencoder(get_config(settings.model).autoencoder)
+    model = model.to(memory_format=torch.channels_last)
+
+    def step(rng: np.random.Generator, noise: torch.Generator):
+        source, target = data.sample(rng)
+        return autoencoder_loss(model, source, target, noise)
+
+    def finish(averaged: EdgeAutoencoder) -> None:
+        measure_latents(averaged, data, settings.seed + 1)
+
+    return Trainer(model, settings, step, finish).run()
