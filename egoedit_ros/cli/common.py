@@ -31,7 +31,7 @@ def add_instruction_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="what to change, in plain words, from that second on; repeatable; '' changes nothing",
     )
-    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="of the noise")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise")
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +49,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chunk-latents",
-        type=_positive,
+        type=positive_whole,
         metavar="N",
         help="latent frames to a chunk (4 pixel frames each); default: the model's own",
     )
     parser.add_argument(
-        "--nfe", type=_positive, metavar="N", help="denoising steps; default: the model's own"
+        "--nfe", type=positive_whole, metavar="N", help="denoising steps; default: the model's own"
     )
     parser.add_argument(
         "--output-size",
@@ -70,13 +70,15 @@ def add_output_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
 
 
-def _positive(text: str) -> int:
+def positive_whole(text: str) -> int:
+    """An argparse type: a whole number from 1 up."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
 
 
-def _count(text: str) -> int:
+def whole(text: str) -> int:
+    """An argparse type: a whole number that fits 32 bits."""
     if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
     return int(text)
@@ -113,19 +115,30 @@ def model_size(text: str | None) -> tuple[int, int] | None:
     return parse_size(text) if text else None
 
 
-def check_output(output: Path, overwrite: bool, input: Path | None = None) -> None:
+def check_output(
+    output: Path, overwrite: bool, input: Path | None = None, kind: str = "file"
+) -> None:
     """Raise UserError unless ``output`` may be made: not there (or to be replaced) and writable.
 
-    Never lets the input be its own output.
+    kind: ``file``; ``bag``, a folder that is replaced as a whole, so only if a bag is in it; or
+    ``folder``, of which only known entries are replaced. Never lets the input be its own output.
     """
     if input is not None and output.exists() and output.samefile(input):
         raise UserError(f"{output} is the input; choose another output")
     if input is not None and input.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the input lies in {output}, which would be replaced; choose another")
-    empty_folder = output.is_dir() and os.access(output, os.R_OK) and not any(output.iterdir())
-    if output.exists() and not overwrite and not empty_folder:
+    if output.is_dir() and kind == "file":
+        raise UserError(f"{output} is a folder; name the file to write")
+    if output.exists() and not output.is_dir() and kind != "file":
+        raise UserError(f"{output} is a file; name a folder to write")
+    empty = output.is_dir() and os.access(output, os.R_OK) and not any(output.iterdir())
+    if output.exists() and not overwrite and not empty:
         raise UserError(f"{output} exists already; choose another name or add --overwrite")
-    parent = output.parent
+    if kind == "bag" and output.is_dir() and not empty:
+        if not any(output.glob("*.mcap")) and not any(output.glob("*.db3")):
+            raise UserError(f"{output} is no bag, so it is not replaced; choose another name")
+    # Into a folder that is there already, its own permission counts; else that of its parent.
+    parent = output if kind == "folder" and output.exists() else output.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():

@@ -66,7 +66,7 @@ def make_bag(args: argparse.Namespace) -> int:
     from egoedit_ros.stream.images import area_resize, encode_jpeg
     from egoedit_ros.stream.names import compressed_topic
 
-    check_output(args.output, args.overwrite, args.input)
+    check_output(args.output, args.overwrite, args.input, "bag")
     topic = check_topic(args.topic)
     size = model_size(args.size)
     source = VideoSource(args.input, args.fps)

@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from egoedit_ros.data.source import open_source, sha256_of
 
     instructions = timeline(args.instructions)
-    check_output(args.output, args.overwrite, args.input)
     source = open_source(args.input, args.topic)
     try:
+        kind = "bag" if source.kind == "bag" else "file"
+        check_output(args.output, args.overwrite, args.input, kind)
         if args.replace and source.kind != "bag":
             raise UserError("--replace is for bags; a video's output is another file anyway")
         _check_suffix(args.output, source.kind)
