@@ -107,7 +107,7 @@ def command(*words: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """For child processes: one thread each, this source tree, a ROS domain chosen by the command."""
+    """For child processes: one thread each, this source tree."""
     env = dict(os.environ)
     env["OMP_NUM_THREADS"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
