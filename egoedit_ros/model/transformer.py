@@ -55,7 +55,7 @@ class Rotary(nn.Module):
         self.theta = config.rope_theta
 
     def angles(self, t: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[F*S, head_dim]`` for frame positions t [F] and token positions y, x [S]."""
+        """cos, sin ``[F*S, head_dim]`` of frame positions t [F] and token positions y, x [S]."""
         frames, tokens = len(t), len(y)
         parts = []
         for dim, place in zip(
@@ -216,15 +216,11 @@ class Transformer(nn.Module):
         b, f, c, h, w = latents.shape
         cells = latents.reshape(b, f, c, h // patch[1], patch[1], w // patch[2], patch[2])
         cells = cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(b, f, -1, weight.shape[1])
-        return F.linear(
-            cells.to(weight.dtype), weight, self.patch_embedding.bias if bias else None
-        )
+        return F.linear(cells.to(weight.dtype), weight, self.patch_embedding.bias if bias else None)
 
     def text(self, embedded: Tensor) -> TextContext:
         """Cross-attention keys and values of text embeddings ``[B, L, text_dim]``."""
-        context = self.condition_embedder.text_embedder(
-            embedded.to(self.proj_out.weight.dtype)
-        )
+        context = self.condition_embedder.text_embedder(embedded.to(self.proj_out.weight.dtype))
         keys, values = [], []
         for block in self.blocks:
             a = block.attn2

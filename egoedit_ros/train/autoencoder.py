@@ -31,7 +31,9 @@ class AutoencoderData:
     def paths(self) -> list[Path]:
         found = sorted(p for p in self.clips.glob("*.safetensors") if int(p.stem) < self.recent)
         if not found:
-            raise UserError(f"no clips in {self.clips}; make some: egoedit data sim -o {self.clips}")
+            raise UserError(
+                f"no clips in {self.clips}; make some: egoedit data sim -o {self.clips}"
+            )
         return found
 
     def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -53,9 +53,7 @@ class Batch:
     corners: Tensor  # [B, 2] row and column of the crop, in tokens
 
 
-def sample_batch(
-    rng: np.random.Generator, clips: list[LatentClip], data: FlowData
-) -> Batch:
+def sample_batch(rng: np.random.Generator, clips: list[LatentClip], data: FlowData) -> Batch:
     """Draw a batch; everything follows from ``rng``."""
     rows = []
     for _ in range(data.batch):
@@ -76,18 +74,15 @@ def sample_batch(
         cut = (window, slice(None), slice(top, top + height), slice(left, left + width))
         rows.append(
             (
-                video[0][cut],
-                video[edit + 1][cut],
-                video[past][cut],
-                edited[:, cut[2], cut[3]],
-                clip.text[edit],
+                video[0][cut].float(),
+                video[edit + 1][cut].float(),
+                video[past][cut].float(),
+                edited[:, cut[2], cut[3]].float(),
+                clip.text[edit].float(),
                 torch.tensor([top // 2, left // 2]),
             )
         )
-    source, target, past, edited, text, corners = (torch.stack(c) for c in zip(*rows, strict=True))
-    return Batch(
-        source.float(), target.float(), past.float(), edited.float(), text.float(), corners
-    )
+    return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _corner(
@@ -167,9 +162,7 @@ def flow_loss(
     modulation = model.modulation(timestep)
     rows, columns = h // 2, w // 2
     cos, sin = _angles(model, batch.corners, f, rows, columns)
-    attend = teacher_attend(
-        cos, sin, config.transformer.heads, clean, f, config.window_chunks
-    )
+    attend = teacher_attend(cos, sin, config.transformer.heads, clean, f, config.window_chunks)
     output = model(tokens, modulation, model.text(batch.text), attend, (rows, columns))
     made = to_clean(
         output[:, clean:].float(), noisy, level, batch.source, config.transformer.anchored

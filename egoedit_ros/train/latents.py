@@ -57,9 +57,7 @@ def encode_clip(model: EdgeAutoencoder, clip: StoredClip, text_len: int) -> Late
         rest = model.encode(rest.bfloat16()).latents.unflatten(0, (len(groups), -1))
         first = model.encode(first.bfloat16()).latents.unsqueeze(1)
         latents.append(torch.cat([first, rest], dim=1).half())
-        edited.append(
-            torch.stack([edited_cells(videos[0], target) for target in videos[1:]])
-        )
+        edited.append(torch.stack([edited_cells(videos[0], target) for target in videos[1:]]))
     encoder = get_text_encoder("minilm", text_len)
     text = torch.stack([encoder(t) for t in clip.instructions]).half()
     return LatentClip(torch.stack(latents), torch.stack(edited), text)

@@ -124,9 +124,7 @@ class Trainer:
         # A young average follows quickly, an old one slowly.
         decay = min(self.settings.ema, (1 + self.done) / (10 + self.done))
         with torch.no_grad():
-            for kept, new in zip(
-                self.averaged.parameters(), self.model.parameters(), strict=True
-            ):
+            for kept, new in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
     def _write(self, loss: Tensor, norm: Tensor, rate: float, report: dict[str, Tensor]) -> None:
@@ -169,6 +167,10 @@ class Trainer:
                 if kind == "optimizer" and int(place[0]) == which:
                     slots.setdefault(int(place[1]), {})[place[2]] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
+        if self.log.exists():  # what came after the checkpoint will be done again
+            rows = [json.loads(line) for line in self.log.read_text().splitlines()]
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.done]
+            self.log.write_text("".join(kept))
 
 
 def _optimizers(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
@@ -202,4 +204,5 @@ def _replace(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> No
     """Write beside, then rename: a full disk leaves the last good file."""
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata=meta)
+    part.chmod(0o644)
     part.replace(path)

@@ -226,7 +226,9 @@ def draw_edits(scene: Scene, count: int = 3, held_out_wording: bool = False) -> 
                 new_color = None
             color = new_color or thing.color
             after = replace(thing, kind=new_kind, color=color, rgb=COLORS[color], gloss=0.3)
-        text = instruction(rng, task, thing.kind, thing.color, new_kind, new_color, held_out_wording)
+        text = instruction(
+            rng, task, thing.kind, thing.color, new_kind, new_color, held_out_wording
+        )
         edits.append(Edit(task, text, index, after))
     return edits
 

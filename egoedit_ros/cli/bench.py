@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``egoedit bench edit|engine|stream``: how good, how fast, and how fast in the graph."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from egoedit_ros.cli.common import add_model_options, positive_whole, table
+from egoedit_ros.errors import UserError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("bench", help="the benchmarks")
+    kinds = parser.add_subparsers(dest="bench", required=True)
+
+    edit = kinds.add_parser("edit", help="how good the edits are")
+    edit.add_argument("--suite", choices=("sim",), default="sim")
+    edit.add_argument("--clips", type=positive_whole, default=20, metavar="N")
+    edit.add_argument("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
+    add_model_options(edit)
+    _output(edit)
+
+    engine = kinds.add_parser("engine", help="how fast the editor is by direct calls")
+    engine.add_argument("--model", default="edge", metavar="edge|NAME|PATH")
+    engine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    engine.add_argument("--soak", type=positive_whole, metavar="N", help="also run N chunks")
+    _output(engine)
+
+    stream = kinds.add_parser("stream", help="how fast the ROS graph is on a bag or video")
+    stream.add_argument("input", type=Path, metavar="INPUT")
+    stream.add_argument("--topic", metavar="NAME")
+    add_model_options(stream)
+    _output(stream)
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.json and args.json.exists() and not args.overwrite:
+        raise UserError(f"{args.json} exists; choose another file or add --overwrite")
+    content, rows = {"edit": _edit, "engine": _engine, "stream": _stream}[args.bench](args)
+    if args.json:
+        from egoedit_ros.bench.report import write_json
+
+        write_json(content, args.json)
+    print(table(rows))
+    return 0
+
+
+def _open(args: argparse.Namespace, nfe: int | None = None):
+    from egoedit_ros.cli.common import model_size
+    from egoedit_ros.stream.session import open_session
+
+    return open_session(
+        args.model,
+        args.device,
+        model_size(getattr(args, "size", None)),
+        getattr(args, "chunk_latents", None),
+        nfe or getattr(args, "nfe", None),
+    )
+
+
+def _config(session) -> dict:
+    return {
+        "model": session.name,
+        "device": session.device,
+        "size": f"{session.size[0]}x{session.size[1]}",
+        "chunk_latents": session.chunk_latents,
+        "nfe": getattr(session, "nfe", 0),
+    }
+
+
+def _edit(args: argparse.Namespace) -> tuple[dict, list]:
+    from tqdm import tqdm
+
+    from egoedit_ros.bench.provenance import provenance
+    from egoedit_ros.bench.simulator_metrics import METRICS
+    from egoedit_ros.bench.simulator_suite import contact_sheet, run_suite, summarise
+
+    session = _open(args)
+    clips = list(tqdm(run_suite(session, args.clips), total=args.clips, unit="clip"))
+    if args.sheet:
+        contact_sheet(clips, args.sheet)
+    content = summarise([c.row for c in clips])
+    content |= {"nfe": getattr(session, "nfe", 0), "streaming": True}
+    content |= provenance(_config(session) | {"suite": "sim", "clips": args.clips}, None)
+    rows: list = [("", "  ".join(f"{m:>10}" for m in METRICS))]
+    for name, figures in {**content["tasks"], "mean over tasks": content["mean"]}.items():
+        cells = ("-" if figures[m] is None else f"{figures[m]:.3f}" for m in METRICS)
+        rows.append((name, "  ".join(f"{c:>10}" for c in cells)))
+    return content, rows
+
+
+def _engine(args: argparse.Namespace) -> tuple[dict, list]:
+    from tqdm import tqdm
+
+    from egoedit_ros.bench.engine import measure_first_frame_ms, measure_fps, resident_bytes, soak
+    from egoedit_ros.bench.provenance import provenance
+
+    fps = {}
+    for nfe in (2, 4):
+        fps[str(nfe)] = measure_fps(_open(args, nfe))
+    session = _open(args)
+    content = {
+        "edge_fps": fps,
+        "edge_nfe": getattr(session, "nfe", 0),
+        "edge_first_frame_ms": measure_first_frame_ms(session),
+        "edge_memory_bytes": resident_bytes(),
+    }
+    if args.soak:
+        with tqdm(total=args.soak, unit="chunk") as bar:
+            content["soak"] = soak(session, args.soak, lambda done: bar.update(done - bar.n))
+    content |= provenance(_config(session), None)
+    rows = [(f"frames/s at {n} NFE", f"{v:.1f}") for n, v in fps.items()]
+    rows += [
+        ("default NFE", content["edge_nfe"]),
+        ("first frame, direct call", f"{content['edge_first_frame_ms']:.0f} ms"),
+        ("memory", f"{content['edge_memory_bytes'] / 2**20:.0f} MiB"),
+    ]
+    if args.soak:
+        rows.append(("soak, time ratio", f"{content['soak']['time_ratio']:.3f}"))
+        growth = content["soak"]["memory_growth_bytes"] / 2**20
+        rows.append(("soak, memory growth", f"{growth:.1f} MiB"))
+    return content, rows
+
+
+def _stream(args: argparse.Namespace) -> tuple[dict, list]:
+    """The first form: one replay of the input at its own timing, with the live policy."""
+    from egoedit_ros.bench.provenance import provenance
+    from egoedit_ros.cli import main as command
+
+    with tempfile.TemporaryDirectory(prefix="egoedit_bench_") as folder:
+        report_file = Path(folder) / "report.json"
+        words = [
+            "replay",
+            str(args.input),
+            "-i",
+            "turn the mug into a cactus",
+            "--policy",
+            "latest",
+        ]
+        words += ["-o", str(Path(folder) / "out"), "--json", str(report_file)]
+        for name in ("topic", "model", "device", "size", "chunk_latents", "nfe", "output_size"):
+            value = getattr(args, name)
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        code = command.main(words)
+        if code or not report_file.exists():
+            raise UserError("the replay did not end well; its message is above")
+        import json
+
+        report = json.loads(report_file.read_text())
+    fixed = {"own": report | {"runs": [report]}}
+    content = {"fixed": fixed} | provenance({"model": args.model}, report["input_sha256"])
+    rows = [("fps in / out", f"{report['fps_in']:.2f} / {report['fps_out']:.2f}")]
+    rows += [("first frame", f"{report['first_frame_ms']:.0f} ms")]
+    rows += [("latency p50 / p95", " / ".join(f"{report['latency_ms'][p]:.0f} ms" for p in
+             ("p50", "p95")))]  # fmt: skip
+    rows += [("dropped", report["dropped"])]
+    return content, rows
