@@ -4,13 +4,14 @@
 Run it with the environment's own Python: ``.venv/bin/python tools/build_messages.py``. It
 
 1. corrects the CMake files of the ROS wheels, which name the Python they were built with;
-2. builds and installs the messages (libraries to ``<venv>/lib``, Python to ``<venv>/lib/egoedit_ros_msgs``);
-3. links the generated Python into the source tree and puts the tree on the path with a ``.pth``
-   file, so that ``egoedit_ros`` is one package that is always the tree's present state: a module
-   written a moment ago is importable, and so is ``egoedit_ros.msg``, from any working directory.
+2. builds and installs the messages: libraries to ``<venv>/lib``, Python to
+   ``<venv>/lib/egoedit_ros_msgs``;
+3. links the generated Python into the source tree, where git ignores it. With the editable install
+   that tools/setup_venv.py makes, ``egoedit_ros`` is then one package that is always the tree's
+   present state: a module written a moment ago is importable, and so is ``egoedit_ros.msg``.
 
-An ordinary editable install would hide the generated ``egoedit_ros.msg``; a copy (or a symlink per
-file) in site-packages would go stale and be hidden by the tree whenever Python runs inside it.
+An editable install alone would hide the generated ``egoedit_ros.msg``; a copy (or a symlink per
+file) in site-packages would go stale, and be hidden by the tree whenever Python runs inside it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path(sys.prefix)
 BUILD = ROOT / "build" / "messages"
 GENERATED = PREFIX / "lib" / "egoedit_ros_msgs"
-PTH_NAME = "egoedit_ros_source.pth"
 
 _FOREIGN_NUMPY = re.compile(r"/opt/python/cp3[^;\"]*/site-packages/numpy/_core/include")
 _FOREIGN_PYTHON = re.compile(r"/opt/python/cp3[^;\"/]*/include/python3\.\d+")
 
 
 def correct_wheels(prefix: Path, python_include: str, numpy_include: str) -> int:
-    """Replace the wheel builder's include folders in ``<prefix>/share/*/cmake``; count the files."""
+    """Replace the wheel builder's folders in ``<prefix>/share/*/cmake``; count the files."""
     changed = 0
     for path in sorted(prefix.glob("share/*/cmake/*.cmake")):
         text = path.read_text()
@@ -77,7 +77,7 @@ def build() -> None:
 
 
 def link_into_tree() -> None:
-    """Link the generated parts into ``egoedit_ros/`` and put the tree on the path."""
+    """Link the generated parts into ``egoedit_ros/``."""
     package = ROOT / "egoedit_ros"
     for stale in [package / "msg", *package.glob("*_s__rosidl_typesupport_*.so")]:
         if stale.is_symlink():
@@ -85,8 +85,6 @@ def link_into_tree() -> None:
     generated = GENERATED / "egoedit_ros"
     for part in [generated / "msg", *sorted(generated.glob("*_s__rosidl_typesupport_*.so"))]:
         (package / part.name).symlink_to(os.path.relpath(part, package))
-    site = Path(sysconfig.get_paths()["purelib"])
-    (site / PTH_NAME).write_text(f"{ROOT}\n")
 
 
 def check() -> None:
@@ -97,12 +95,12 @@ def check() -> None:
         "assert M.__class__._TYPE_SUPPORT is not None"
     )
     env = {k: v for k, v in os.environ.items() if k != "_ROS_WHEELS_BOOTSTRAP_COMPLETE"}
-    subprocess.run([str(PREFIX / "bin" / "python"), "-c", code], check=True, env=env, cwd="/")
+    subprocess.run([str(PREFIX / "bin" / "python"), "-c", code], check=True, env=env, cwd=ROOT)
 
 
 def main() -> None:
     if sys.prefix == sys.base_prefix:
-        sys.exit("run this with the Python of the virtual environment: .venv/bin/python " + __file__)
+        sys.exit("run this with the environment's Python: .venv/bin/python tools/build_messages.py")
     import numpy
 
     correct_wheels(PREFIX, sysconfig.get_paths()["include"], numpy.get_include())

@@ -204,7 +204,9 @@ def set_up(venv: Path, wanted_python: str | None) -> None:
     messages = [ROOT / "CMakeLists.txt", ROOT / "package.xml", *sorted(ROOT.glob("msg/*.msg"))]
     marks = {
         "packages": fingerprint(LOCK, str(venv)),
-        "messages": fingerprint(LOCK, str(venv), str(ROOT), ROOT / "tools/build_messages.py", *messages),
+        "messages": fingerprint(
+            LOCK, str(venv), str(ROOT), ROOT / "tools/build_messages.py", *messages
+        ),
         "project": fingerprint(str(venv), str(ROOT), ROOT / "pyproject.toml", ROOT / "setup.py"),
     }
     links = (ROOT / "egoedit_ros" / "msg" / "__init__.py").exists()
@@ -224,16 +226,16 @@ def set_up(venv: Path, wanted_python: str | None) -> None:
         say("installing the packages of requirements.lock (some 4 GB on disk; minutes)")
         install_packages(python)
         stamps.write("packages", marks["packages"])
-    if not stamps.fresh("messages", marks["messages"]) or not links:
-        say("building the ROS messages")
-        run([str(python), str(ROOT / "tools/build_messages.py")], "building the ROS messages")
-        stamps.write("messages", marks["messages"])
     if not stamps.fresh("project", marks["project"]):
         say("installing egoedit_ros (editable)")
         command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-input"]
         command += ["--disable-pip-version-check", "--no-build-isolation", "--editable", str(ROOT)]
         run(command, "installing egoedit_ros")
         stamps.write("project", marks["project"])
+    if not stamps.fresh("messages", marks["messages"]) or not links:
+        say("building the ROS messages")
+        run([str(python), str(ROOT / "tools/build_messages.py")], "building the ROS messages")
+        stamps.write("messages", marks["messages"])
     say(f"ready: {venv.name} ({time.monotonic() - started:.0f} s)")
 
 
