@@ -81,6 +81,13 @@ class Simulator:
                     hand[index] = self._hand_mask()
         return Clip(scene, edits, source, targets, hand)
 
+    def render_frame(self, scene: Scene, time: float) -> np.ndarray:
+        """One picture of the scene at ``time`` (s): uint8 ``[h, w, 3]``."""
+        self._dress(scene)
+        self._pose(scene, time)
+        self._renderer.update_scene(self.data, camera="head")
+        return self._renderer.render().copy()
+
     def _hand_mask(self) -> np.ndarray:
         self._renderer.enable_segmentation_rendering()
         self._renderer.update_scene(self.data, camera="head")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import pytest
+import torch
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import EdgeAutoencoder
+from egoedit_ros.model.checkpoint import load_editor, save_editor
+from egoedit_ros.model.config import AutoencoderConfig, EditorConfig, TransformerConfig
+from egoedit_ros.model.transformer import Transformer
+
+CONFIG = EditorConfig(
+    name="tiny",
+    size=(64, 48),
+    transformer=TransformerConfig(
+        layers=1, heads=1, head_dim=16, ffn_dim=16, in_channels=16, out_channels=8
+    ),
+    autoencoder=AutoencoderConfig(latent_channels=8, width=16, deep_width=16),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    networks = Transformer(CONFIG.transformer), EdgeAutoencoder(CONFIG.autoencoder)
+    save_editor(tmp_path / "tiny", CONFIG, *networks)
+    return tmp_path / "tiny"
+
+
+def test_an_editor_comes_back_as_it_was_saved(folder):
+    config, transformer, autoencoder = load_editor(folder)
+    assert config == CONFIG
+    assert not transformer.training and not autoencoder.training
+    again = folder.parent / "again"
+    save_editor(again, config, transformer, autoencoder)
+    for name in ("transformer", "autoencoder"):
+        file = f"{name}.safetensors"
+        assert (again / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="no model at"):
+        load_editor(tmp_path / "nothing")
+
+
+def test_missing_weights(folder):
+    (folder / "transformer.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights at"):
+        load_editor(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "text"])
+def test_a_file_that_is_no_whole_safetensors(folder, damage):
+    path = folder / "transformer.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"hello" * 100)
+    with pytest.raises(UserError, match="safetensors"):
+        load_editor(folder)
+
+
+def test_a_pickle_is_not_run(folder):
+    torch.save({"weights": torch.zeros(2)}, folder / "transformer.safetensors")
+    with pytest.raises(UserError, match="safetensors"):
+        load_editor(folder)
+
+
+def test_another_model_is_named_with_what_differs(folder):
+    other = dataclasses.replace(CONFIG.transformer, layers=2)
+    config = dataclasses.replace(CONFIG, transformer=other)
+    (folder / "config.json").write_text(__import__("json").dumps(config.to_dict()))
+    with pytest.raises(UserError, match=r"missing \d+ \(blocks\.1"):
+        load_editor(folder)
+
+
+def test_nan_weights_are_refused(folder):
+    _, transformer, autoencoder = load_editor(folder)
+    transformer.proj_out.weight.data[0, 0] = float("nan")
+    save_editor(folder, CONFIG, transformer, autoencoder)
+    with pytest.raises(UserError, match="NaN"):
+        load_editor(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"transformer": {"wings": 2}}'])
+def test_a_config_that_is_none(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError):
+        load_editor(folder)
