@@ -21,7 +21,8 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 34px 0 10px; }
 p.sub { color: var(--faint); margin: 0 0 18px; overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 10px; }
+.cards { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; }
+@media (max-width: 700px) { .cards { grid-template-columns: repeat(2, 1fr); } }
 .card, .box { background: #fff; border: 1px solid var(--line); border-radius: 8px; }
 .card { padding: 10px 14px; } .card b { display: block; font-size: 22px; line-height: 1.25; }
 .card span { color: var(--faint); font-size: 13px; }
@@ -53,7 +54,7 @@ def write_page(report: dict, recording: Recording, path: Path) -> None:
         parts.append(f'<p class="note">{escape(report["error"])}</p>')
     elif report.get("interrupted"):
         parts.append('<p class="note">Interrupted: the figures are those up to there.</p>')
-    parts += [_cards(report), "<h2>Frames</h2>", _samples(recording)]
+    parts += [_cards(report), "<h2>Frames: camera and edited</h2>", _samples(recording)]
     parts += ["<h2>Latency</h2>", *_latency_plots(report, recording)]
     parts += ["<h2>Frames and memory</h2>", '<div class="two">']
     parts.append(

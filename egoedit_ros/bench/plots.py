@@ -181,6 +181,8 @@ def _svg(figure) -> str:
     with rc_context(
         {"svg.hashsalt": "egoedit", "svg.fonttype": "none", "font.family": "sans-serif"}
     ):
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(
+            out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     text = out.getvalue()
     return text[text.index("<svg") :]
