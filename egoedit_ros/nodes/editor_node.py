@@ -149,11 +149,10 @@ class EditorNode(ManagedNode):
             )
         ).result()
         intake.capacity = 4 * session.chunk_latents
+        depth = max(10, 2 * 4 * session.chunk_latents)
+        self._output = EditedPublisher(self, depth, values["jpeg_quality"])
         self.editor = StreamEditor(session, settings, on_event=hooks.event)
         self.worker.editor = self.editor
-        self._output = EditedPublisher(
-            self, max(10, 2 * 4 * session.chunk_latents), values["jpeg_quality"]
-        )
         self._apply_live()
         if values["instruction"]:
             self._instruct("", values["instruction"], values["seed"])
@@ -255,6 +254,11 @@ class EditorNode(ManagedNode):
         missing = sequence - self._sequence - 1
         if self._sequence and missing > 0 and self._image_subscription.get_publisher_count() == 1:
             self.reports.figures.counters.lost_on_the_way(missing)
+            self.warn_at_times(
+                "lost",
+                "frames lost on the way; large images want config/fastdds_large_images.xml"
+                " in both processes, or input_transport compressed",
+            )
         self._sequence = sequence
 
     def _on_camera_info(self, message: CameraInfo) -> None:

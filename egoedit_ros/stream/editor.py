@@ -142,6 +142,15 @@ class StreamEditor:
             self._forget_stream()
         return done
 
+    def settle(self) -> None:
+        """Finish what the next chunk needs: to be called once a chunk's frames are sent."""
+        if self._session_unsure or self._last is None:
+            return
+        try:
+            self.session.settle()
+        except Exception as error:
+            self._failed(error)
+
     def reset(self) -> int:
         """Forget the stream. Returns how many frames were dropped with it."""
         count = len(self._buffer)

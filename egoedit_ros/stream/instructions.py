@@ -93,7 +93,11 @@ def _entry(entry: Any, where: str) -> TimedInstruction:
     reset = entry.get("reset", False)
     if not isinstance(reset, bool):
         raise UserError(f"{where}: reset is {reset!r}, not true or false")
-    return TimedInstruction(float(at), check_text(text), check_seed(entry.get("seed", 0)), reset)
+    try:
+        text, seed = check_text(text), check_seed(entry.get("seed", 0))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return TimedInstruction(float(at), text, seed, reset)
 
 
 def _one_line(error: Exception) -> str:

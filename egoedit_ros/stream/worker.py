@@ -138,6 +138,8 @@ class StreamWorker:
         done = self.editor.push(frame)
         self._count_dropped()
         self._emit(done, arrival.generation)
+        if done:
+            self.editor.settle()
 
     def _follow_restart(self) -> None:
         """Forget the old stream, if the intake began a new one since the last look."""
@@ -206,7 +208,7 @@ class _Pacer:
     def __init__(self, send: Callable[[EditedFrame, int], None]) -> None:
         self._send = send
         self._queue: deque[tuple[int, EditedFrame, int]] = deque()
-        self._last_due_ns = 0
+        self._last_due_ns: int | None = None
         self._changed = threading.Condition()
         self._busy = False
         self._hurry = False
@@ -217,8 +219,10 @@ class _Pacer:
         """Schedule a chunk: after the one before, but no more than its own length from now."""
         now_ns = time.perf_counter_ns()
         with self._changed:
-            first = max(now_ns, self._last_due_ns + period_ns)
-            first = min(first, now_ns + period_ns * len(done))
+            first = now_ns
+            if self._last_due_ns is not None:
+                first = max(now_ns, self._last_due_ns + period_ns)
+                first = min(first, now_ns + period_ns * len(done))
             for index, edited in enumerate(done):
                 self._last_due_ns = first + index * period_ns
                 self._queue.append((self._last_due_ns, edited, generation))
