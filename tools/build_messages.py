@@ -64,13 +64,12 @@ def build() -> None:
         "-DCMAKE_BUILD_TYPE=Release",
         "-Wno-dev",
     ]
-    shutil.rmtree(GENERATED, ignore_errors=True)
     jobs = str(max(1, min(4, os.cpu_count() or 1)))
-    for command in (
-        configure,
-        ["cmake", "--build", str(BUILD), "--parallel", jobs],
-        ["cmake", "--install", str(BUILD)],
-    ):
+    install = ["cmake", "--install", str(BUILD)]
+    for command in (configure, ["cmake", "--build", str(BUILD), "--parallel", jobs], install):
+        if command is install:
+            # Messages that are gone must not stay importable.
+            shutil.rmtree(GENERATED, ignore_errors=True)
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nfailed: {' '.join(command)}")

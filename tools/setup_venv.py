@@ -197,18 +197,23 @@ def install_packages(python: Path) -> None:
                 ) from None
 
 
+def marks_of(venv: Path) -> dict[str, str]:
+    """What each step depends on, as a fingerprint: files, and places that end up in files."""
+    messages = [ROOT / "CMakeLists.txt", ROOT / "package.xml", *sorted(ROOT.glob("msg/*.msg"))]
+    messages.append(ROOT / "tools" / "build_messages.py")
+    places = (str(venv), str(ROOT))
+    return {
+        "packages": fingerprint(LOCK, places[0]),
+        "project": fingerprint(*places, ROOT / "pyproject.toml", ROOT / "setup.py"),
+        "messages": fingerprint(LOCK, *places, *messages),
+    }
+
+
 def set_up(venv: Path, wanted_python: str | None) -> None:
     """Bring ``venv`` up to date; raise SetupError with what to do where that fails."""
     python = venv / "bin" / "python"
     stamps = Stamps(venv)
-    messages = [ROOT / "CMakeLists.txt", ROOT / "package.xml", *sorted(ROOT.glob("msg/*.msg"))]
-    marks = {
-        "packages": fingerprint(LOCK, str(venv)),
-        "messages": fingerprint(
-            LOCK, str(venv), str(ROOT), ROOT / "tools/build_messages.py", *messages
-        ),
-        "project": fingerprint(str(venv), str(ROOT), ROOT / "pyproject.toml", ROOT / "setup.py"),
-    }
+    marks = marks_of(venv)
     links = (ROOT / "egoedit_ros" / "msg" / "__init__.py").exists()
     alive = python.exists() and all(stamps.fresh(step, mark) for step, mark in marks.items())
     if alive and links:
