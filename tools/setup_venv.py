@@ -223,10 +223,14 @@ def set_up(venv: Path, wanted_python: str | None) -> None:
     base_python = find_python(wanted_python)
     check_machine(base_python)
     warn_of_egl()
-    if not python.exists():
+    # An environment that was moved or copied has its old place in all its scripts.
+    moved = stamps.done.get("place", str(venv)) != str(venv)
+    if moved or not python.exists():
         say(f"making {venv.name} with {base_python}")
         run([base_python, "-m", "venv", "--clear", str(venv)], "making the virtual environment")
+        shutil.rmtree(ROOT / "build" / "messages", ignore_errors=True)
         stamps = Stamps(venv)
+    stamps.write("place", str(venv))
     if not stamps.fresh("packages", marks["packages"]):
         say("installing the packages of requirements.lock (some 4 GB on disk; minutes)")
         install_packages(python)
