@@ -131,10 +131,7 @@ def _samples(recording: Recording) -> str:
     first = recording.published[0][0] if recording.published else 0
     panel = panel_size(sizes[1])
     figures = []
-    for stamp, source, edited in picture_pairs(recording.folder, panel):
-        if stamp not in chosen:
-            continue
-        chosen.discard(stamp)
+    for stamp, source, edited in picture_pairs(recording.folder, panel, chosen):
         text = texts.get(stamp, "")
         caption = f"<q>{escape(text)}</q>" if text else "camera passed through"
         figures.append(

@@ -112,7 +112,7 @@ def load(folder: Path) -> Recording:
 
 
 def picture_pairs(
-    folder: Path, size: tuple[int, int]
+    folder: Path, size: tuple[int, int], only: set[int] | None = None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield (stamp, source, edited) for each edited frame that has its source, in order.
 
@@ -127,7 +127,7 @@ def picture_pairs(
         for connection, _, data in reader.messages(images) if images else ():
             stamp = cdr.stamp_ns(data)
             is_edit = _relative(connection.topic) == names.TOPIC_EDITED
-            if is_edit and not sources[stamp]:
+            if (only is not None and stamp not in only) or (is_edit and not sources[stamp]):
                 continue
             try:
                 message = reader.deserialize(data, connection.msgtype)

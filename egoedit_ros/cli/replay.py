@@ -270,6 +270,14 @@ def _tell(folder: Path, report: dict | None, outcome: _Outcome) -> int:
         kept = f"; what was recorded is in {folder}" if report else ""
         print(f"egoedit: error: {outcome.death}{kept}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT if outcome.death.code == EXIT_WRONG_INPUT else EXIT_FAILED
+    if report and not report["frames_out"] and not outcome.interrupted:
+        log = folder / "logs" / "editor.log"
+        print(
+            f"egoedit: error: no frame came out of the editor; see {log}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_FAILED
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
 
 

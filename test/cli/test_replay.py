@@ -16,12 +16,14 @@ from replay_support import (
     command,
     egoedit,
     environment,
+    picture,
     psnr,
     write_bag,
     write_video,
 )
 
 from egoedit_ros.data import cdr
+from egoedit_ros.data.bag_writer import BagWriter
 from egoedit_ros.data.bags import BagReader
 from egoedit_ros.data.video import VideoReader
 from egoedit_ros.stream.images import area_resize
@@ -174,6 +176,23 @@ def test_compressed_bag_with_chunks_of_three(tmp_path):
     assert len(found["/image_raw/compressed"]) == 23
     latencies = [parsed(d, cdr.FRAME_LATENCY) for d in found["/latency"]]
     assert [m.chunk_index for m in latencies] == [0] * 9 + [1] * 12 + [2] * 2
+
+
+def test_frames_that_cannot_be_read_or_change_size_are_counted(tmp_path):
+    """Two of an unknown encoding; after 1 + 4 + 2 more a larger picture, which drops those 2."""
+    frames = [picture(i) for i in range(9)] + [picture(i, (80, 48)) for i in range(9, 15)]
+    with BagWriter(tmp_path / "a") as writer:
+        writer.add_topic("/image_raw", cdr.IMAGE)
+        for i, rgb in enumerate(frames):
+            stamp = START_NS + i * PERIOD_NS
+            message = parsed(cdr.image_cdr(rgb, stamp, "c"), cdr.IMAGE)
+            message.encoding = "32FC7" if i in (2, 4) else "rgb8"
+            writer.write("/image_raw", stamp, cdr.serialize(message, cdr.IMAGE))
+    result = egoedit("replay", tmp_path / "a", "-i", "x", "-o", tmp_path / "out", *NULL)
+    assert result.returncode == 0, result.stderr
+    report = report_of(tmp_path / "out")
+    assert (report["frames_in"], report["frames_out"]) == (15, 11)
+    assert report["dropped"] == {"transport": 0, "policy": 2, "error": 2}
 
 
 def child_of(process: subprocess.Popen, node: str) -> int:
