@@ -295,7 +295,9 @@ def camera_at(scene: Scene, time: float) -> tuple[np.ndarray, np.ndarray]:
     wave = [np.sin(2 * np.pi * r * time + p) for r, p in zip(c["rate"], c["phase"], strict=True)]
     step = 2 * np.pi * c["step_hz"] * time
     bob = np.array([0.5 * np.sin(step / 2), 0.0, np.sin(step)]) * c["bob"]
-    forward = c["approach"] * np.array([0.0, 1.0, -0.7]) * (time - scene.start)
+    since = time - scene.start
+    since = since if since < 1 else 2 - np.exp(1 - since)  # a step nearer, then the head stays
+    forward = c["approach"] * np.array([0.0, 1.0, -0.7]) * since
     position = np.array(c["pos"]) + bob + c["sway"] * np.array(wave[:3]) + forward
     look = np.array(c["look"]) + 1.2 * c["sway"] * np.array([wave[3], wave[4], 0.0])
     z = position - look
