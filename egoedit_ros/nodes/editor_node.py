@@ -16,7 +16,6 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
@@ -31,6 +30,7 @@ from egoedit_ros.nodes.lifecycle import ManagedNode
 from egoedit_ros.nodes.output import EditedPublisher
 from egoedit_ros.nodes.parameters import EDITOR_PARAMETERS
 from egoedit_ros.nodes.reports import EditorReports
+from egoedit_ros.nodes.running import run_node
 from egoedit_ros.stream import names
 from egoedit_ros.stream.editor import StreamEditor
 from egoedit_ros.stream.images import compressed_to_rgb, to_rgb
@@ -43,7 +43,6 @@ from egoedit_ros.stream.types import EditedFrame, Frame, Instruction, StreamSett
 from egoedit_ros.stream.worker import StreamWorker, WorkerHooks
 
 NODE_NAME = "editor"
-EXIT_WRONG_INPUT = 2
 WARN_EVERY_S = 5.0
 
 
@@ -402,29 +401,14 @@ class EditorNode(ManagedNode):
             self.get_logger().warning(line)
 
 
+def _start(node: EditorNode) -> None:
+    if node.get_parameter("autostart").value and not node.autostart() and rclpy.ok():
+        raise UserError(node.failure)
+
+
 def main(args: list[str] | None = None) -> int:
-    """Run the editor until it is told to stop. Returns the exit code."""
-    rclpy.init(args=args)
-    node = None
-    try:
-        node = EditorNode()
-        if node.get_parameter("autostart").value and not node.autostart():
-            print(f"{NODE_NAME}: error: {node.failure}", file=sys.stderr, flush=True)
-            return EXIT_WRONG_INPUT
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except UserError as error:
-        print(f"{NODE_NAME}: error: {error}", file=sys.stderr, flush=True)
-        return EXIT_WRONG_INPUT
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        if node is not None:
-            node.free()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    """Run the editor until it is told to stop. Returns the exit code: 2 if it cannot start."""
+    return run_node(NODE_NAME, EditorNode, _start, EditorNode.free, args)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ from __future__ import annotations
 import sys
 import time
 
-import rclpy
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
@@ -20,11 +18,11 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.msg import EditInstruction
 from egoedit_ros.nodes import parameters, qos
 from egoedit_ros.nodes.parameters import INSTRUCTION_PARAMETERS
+from egoedit_ros.nodes.running import run_node
 from egoedit_ros.stream import names
 from egoedit_ros.stream.instructions import TimedInstruction, load_timeline, parse_timed
 
 NODE_NAME = "instruction"
-EXIT_WRONG_INPUT = 2
 LOOK_EVERY_S = 0.02
 
 
@@ -134,23 +132,7 @@ def _timeline(values: dict) -> list[TimedInstruction]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop. Returns the exit code."""
-    rclpy.init(args=args)
-    node = None
-    try:
-        node = InstructionNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except UserError as error:
-        print(f"{NODE_NAME}: error: {error}", file=sys.stderr, flush=True)
-        return EXIT_WRONG_INPUT
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run_node(NODE_NAME, InstructionNode, args=args)
 
 
 if __name__ == "__main__":
