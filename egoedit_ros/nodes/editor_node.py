@@ -37,7 +37,6 @@ from egoedit_ros.stream.images import compressed_to_rgb, to_rgb
 from egoedit_ros.stream.instructions import check_text
 from egoedit_ros.stream.intake import Arrival, Intake
 from egoedit_ros.stream.latency import chunk_period_ms, transport_ms
-from egoedit_ros.stream.picture import Geometry
 from egoedit_ros.stream.session import ChunkSession, open_session
 from egoedit_ros.stream.types import EditedFrame, Frame, Instruction, StreamSettings, parse_size
 from egoedit_ros.stream.worker import StreamWorker, WorkerHooks
@@ -308,15 +307,7 @@ class EditorNode(ManagedNode):
         )
 
     def _publish(self, edited: EditedFrame) -> None:
-        picture = edited.frame.image
-        settings = self.editor.settings
-        geometry = Geometry(
-            (picture.shape[1], picture.shape[0]),
-            tuple(self.editor.session.size),
-            settings.fit,
-            settings.output_size,
-        )
-        self._output.publish(edited, geometry, self._camera_info)
+        self._output.publish(edited, self.editor.geometry(edited.frame), self._camera_info)
 
     def _on_dropped(self) -> None:
         # Who replays without loss waits for each frame, so must hear at once of one that is gone.
@@ -361,14 +352,11 @@ class EditorNode(ManagedNode):
     # Parameters
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        table = {p.name: p for p in EDITOR_PARAMETERS}
-        declared = [p.name for p in changes if self.has_parameter(p.name)]
+        wanted = {p.name: p.value for p in changes}
+        fixed = [n for n in wanted if self.has_parameter(n)] if self.worker is not None else []
         try:
-            parameters.check(EDITOR_PARAMETERS, {p.name: p.value for p in changes})
-            for name in declared:
-                fixed = name in table and table[name].change == parameters.UNCONFIGURED
-                if fixed and self.worker is not None:
-                    raise UserError(f"{name} cannot change while configured; clean up first")
+            parameters.check(EDITOR_PARAMETERS, wanted)
+            parameters.check_changeable(EDITOR_PARAMETERS, fixed)
         except UserError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)

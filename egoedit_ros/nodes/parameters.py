@@ -163,6 +163,14 @@ def check(table: Iterable[Parameter], values: Mapping[str, Any]) -> None:
                 raise UserError(f"{name}: {error}") from None
 
 
+def check_changeable(table: Iterable[Parameter], names: Iterable[str]) -> None:
+    """Raise UserError for the first parameter that is fixed while the node is configured."""
+    fixed = {p.name for p in table if p.change == UNCONFIGURED}
+    for name in names:
+        if name in fixed:
+            raise UserError(f"{name} cannot change while configured; clean up first")
+
+
 def declare(node: Any, table: Iterable[Parameter]) -> None:
     """Declare a table's parameters on an rclpy node; UserError for a value it does not allow.
 

@@ -125,7 +125,7 @@ class StreamEditor:
         reason = self._break(frame)
         if reason is not None:
             self._on_event(f"new stream: {reason}; {self.reset()} frames dropped")
-        small = to_model(self._geometry(frame), frame.image)
+        small = to_model(self.geometry(frame), frame.image)
         self._buffer.append(_Waiting(frame, small, time.perf_counter_ns()))
         self._last = frame
         done: list[EditedFrame] = []
@@ -163,7 +163,8 @@ class StreamEditor:
         """Bytes that the session holds on its device."""
         return self.session.memory_bytes()
 
-    def _geometry(self, frame: Frame) -> Geometry:
+    def geometry(self, frame: Frame) -> Geometry:
+        """How this frame, the model's picture and the one that is sent lie on one another."""
         camera = (frame.image.shape[1], frame.image.shape[0])
         settings = self.settings
         return Geometry(camera, tuple(self.session.size), settings.fit, settings.output_size)
@@ -200,7 +201,7 @@ class StreamEditor:
         if result is None:
             if not self._edits():
                 self._skip(frames)
-            pictures = [untouched(self._geometry(w.frame), w.frame.image, w.small) for w in chunk]
+            pictures = [untouched(self.geometry(w.frame), w.frame.image, w.small) for w in chunk]
         ready_ns = time.perf_counter_ns()
         encode, denoise, decode = _shares(result, (ready_ns - start_ns) / NS_PER_MS)
         announce = not self._announced and (result is not None or not self._edits_wanted())
@@ -272,7 +273,7 @@ class StreamEditor:
                     f" for frames of {frames.shape}"
                 )
             pictures = [
-                compose(self._geometry(w.frame), w.frame.image, result.frames[i], result.mask[i])
+                compose(self.geometry(w.frame), w.frame.image, result.frames[i], result.mask[i])
                 for i, w in enumerate(chunk)
             ]
         except Exception as error:  # a fault may be anything; the frames go on
