@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser(command).parse_args(argv)
     # A killed command tidies up as an interrupted one does.
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return int(importlib.import_module(f"{PACKAGE}.{args.command}").run(args) or 0)
     except UserError as error:
@@ -74,8 +76,16 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}{where}; free space or mend it", EXIT_FAILED)
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came.
+
+    A KeyboardInterrupt itself, raised while some exec() of source text runs, makes Python die of
+    SIGINT in the end, even though it was caught; a subclass does not.
+    """
+
+
 def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _fail(message: str, code: int) -> int:
