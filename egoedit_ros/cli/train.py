@@ -94,25 +94,15 @@ def _build(kind: type, values: dict):
 
 
 def _latents(folders: dict[str, Path], model: str) -> None:
-    import torch
     from tqdm import tqdm
 
-    from egoedit_ros.model.autoencoder import EdgeAutoencoder
-    from egoedit_ros.model.checkpoint import fill, read_safetensors
     from egoedit_ros.model.config import get_config
     from egoedit_ros.train.latents import cache_latents
 
-    path = folders["output"] / "autoencoder.safetensors"
-    config = get_config(model)
-    autoencoder = EdgeAutoencoder(config.autoencoder).eval().requires_grad_(False)
-    fill(autoencoder, read_safetensors(path), path)
-    scale = autoencoder.latents_mean.clone(), autoencoder.latents_std.clone()
-    autoencoder = autoencoder.to(torch.bfloat16, memory_format=torch.channels_last)
-    autoencoder.latents_mean, autoencoder.latents_std = scale
+    checkpoint = folders["output"] / "autoencoder.safetensors"
+    work = cache_latents(checkpoint, get_config(model), folders["clips"], folders["latents"])
     with tqdm(unit="clip") as bar:
-        for done, total in cache_latents(
-            autoencoder, folders["clips"], folders["latents"], config.transformer.text_len
-        ):
+        for done, total in work:
             bar.total = total
             bar.update(done - bar.n)
 

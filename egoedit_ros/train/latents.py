@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing as mp
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 
 import numpy as np
 import torch
@@ -17,6 +21,8 @@ from egoedit_ros.data.sim.generate import StoredClip, read_clip
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
+from egoedit_ros.model.checkpoint import fill, read_safetensors
+from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.text import get_text_encoder
 
 
@@ -71,25 +77,66 @@ def edited_cells(source: np.ndarray, target: np.ndarray, cell: int = 8) -> Tenso
     return torch.from_numpy(frames.reshape(f, h // cell, cell, w // cell, cell).any((2, 4)))
 
 
-def cache_latents(model: EdgeAutoencoder, clips: Path, output: Path, text_len: int = 48):
-    """Encode every training clip that is not in ``output`` yet; yields (done, of)."""
+def load_frozen(path: Path, config: EditorConfig) -> EdgeAutoencoder:
+    """The trained autoencoder in bf16, channels-last; the latents' scale stays float32."""
+    model = EdgeAutoencoder(config.autoencoder).eval().requires_grad_(False)
+    fill(model, read_safetensors(path), path)
+    scale = model.latents_mean.clone(), model.latents_std.clone()
+    model = model.to(torch.bfloat16, memory_format=torch.channels_last)
+    model.latents_mean, model.latents_std = scale
+    return model
+
+
+def _encode(checkpoint: Path, config: EditorConfig, paths: list[Path], output: Path, done) -> None:
+    torch.set_num_threads(1)
+    model = load_frozen(checkpoint, config)
+    for path in paths:
+        clip = read_clip(path)
+        item = encode_clip(model, clip, config.transformer.text_len)
+        part = (output / path.name).with_suffix(".part")
+        save_file(
+            {"latents": item.latents, "edited": item.edited, "text": item.text},
+            part,
+            metadata={"instructions": json.dumps(clip.instructions)},
+        )
+        part.replace(output / path.name)
+        done.put(path.name)
+
+
+def cache_latents(
+    checkpoint: Path, config: EditorConfig, clips: Path, output: Path, workers: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Encode every training clip that is not in ``output`` yet, on all cores; yields (done, of)."""
     output.mkdir(parents=True, exist_ok=True)
     paths = [p for p in sorted(clips.glob("*.safetensors")) if int(p.stem) < EVALUATION_SEED]
     if not paths:
         raise UserError(f"no clips in {clips}; make some: egoedit data sim -o {clips}")
-    for number, path in enumerate(paths):
-        done = output / path.name
-        if not done.exists():
-            clip = read_clip(path)
-            item = encode_clip(model, clip, text_len)
-            part = done.with_suffix(".part")
-            save_file(
-                {"latents": item.latents, "edited": item.edited, "text": item.text},
-                part,
-                metadata={"instructions": json.dumps(clip.instructions)},
-            )
-            part.replace(done)
-        yield number + 1, len(paths)
+    missing = [p for p in paths if not (output / p.name).exists()]
+    context = mp.get_context("spawn")
+    queue, count = context.Queue(), workers or os.cpu_count() or 1
+    crew = [
+        context.Process(
+            target=_encode, args=(checkpoint, config, missing[i::count], output, queue), daemon=True
+        )
+        for i in range(min(count, len(missing)))
+    ]
+    for process in crew:
+        process.start()
+    made = len(paths) - len(missing)
+    yield made, len(paths)
+    while made < len(paths):
+        try:
+            queue.get(timeout=1.0)
+        except Empty:
+            if any(p.exitcode not in (None, 0) for p in crew):
+                raise UserError(
+                    "an encoding process died; what it wrote is kept: run the same command again"
+                ) from None
+            continue
+        made += 1
+        yield made, len(paths)
+    for process in crew:
+        process.join()
 
 
 def load_latents(folder: Path) -> list[LatentClip]:

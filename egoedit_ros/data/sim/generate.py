@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def generate(
         while made < count:
             try:
                 done.get(timeout=1.0)
-            except Exception:  # queue.Empty: look after the workers
+            except Empty:
                 dead = [p for p in crew if p.exitcode not in (None, 0)]
                 if dead:
                     raise UserError(
