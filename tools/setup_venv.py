@@ -232,7 +232,7 @@ def set_up(venv: Path, wanted_python: str | None) -> None:
         stamps = Stamps(venv)
     stamps.write("place", str(venv))
     if not stamps.fresh("packages", marks["packages"]):
-        say("installing the packages of requirements.lock (some 4 GB on disk; minutes)")
+        say("installing the packages of requirements.lock (some 3 GB on disk; minutes)")
         install_packages(python)
         stamps.write("packages", marks["packages"])
     if not stamps.fresh("project", marks["project"]):
