@@ -67,7 +67,7 @@ def test_recorder_writes_what_the_replay_sends_and_closes_on_sigterm(tmp_path, d
         domain,
         input=str(tmp_path / "a"),
         wait_for=["editor"],
-        wait_timeout=3.0,
+        wait_timeout=1.0,
         rate=10.0,
     )
     _, errors = replay.communicate(timeout=60)
