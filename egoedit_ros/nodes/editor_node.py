@@ -55,11 +55,11 @@ class EditorNode(ManagedNode):
     def __init__(self, open_model: Callable[..., ChunkSession] = open_session, **kwargs) -> None:
         super().__init__(NODE_NAME, **kwargs)
         self._open_model = open_model
+        self.worker: StreamWorker | None = None
+        self.editor: StreamEditor | None = None
         self.add_on_set_parameters_callback(self._check_parameters)
         parameters.declare(self, EDITOR_PARAMETERS)
         self.add_post_set_parameters_callback(self._apply_parameters)
-        self.worker: StreamWorker | None = None
-        self.editor: StreamEditor | None = None
         self._output: EditedPublisher | None = None
         self._camera_info: CameraInfo | None = None
         self._subscriptions_of_stream: list = []
