@@ -29,11 +29,12 @@ def run_node(
     """
     rclpy.init(args=args)
     node = None
+    # Before the node's long start: an executor cannot be made once a signal has come.
+    executor = SingleThreadedExecutor()
     try:
         node = make()
         if start is not None:
             start(node)
-        executor = SingleThreadedExecutor()
         executor.add_node(node)
         executor.spin()
     except UserError as error:
