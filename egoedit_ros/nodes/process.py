@@ -21,6 +21,10 @@ from rclpy.signals import SignalHandlerOptions
 from egoedit_ros.errors import UserError
 
 EXIT_WRONG_INPUT = 2
+# Between recorder and replay, beside the contract's topics: whether the recorder is matched on
+# every topic it needs, and how many camera frames it has written.
+TOPIC_RECORDER_READY = "recorder/ready"
+TOPIC_RECORDED = "recorder/frames"
 
 
 def declare(

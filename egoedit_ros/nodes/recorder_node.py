@@ -25,11 +25,14 @@ from egoedit_ros.data import cdr
 from egoedit_ros.data.bag_writer import BagWriter, qos
 from egoedit_ros.errors import UserError
 from egoedit_ros.msg import ActiveInstruction, EditInstruction, FrameLatency, StreamStatus
-from egoedit_ros.nodes.process import declare, run_process
+from egoedit_ros.nodes.process import (
+    TOPIC_RECORDED,
+    TOPIC_RECORDER_READY,
+    declare,
+    run_process,
+)
 from egoedit_ros.stream import names
 
-TOPIC_READY = "recorder/ready"
-TOPIC_RECORDED = "recorder/frames"
 FLUSH_EVERY_S = 0.5
 IMAGE_DEPTH = 64
 NOTE_DEPTH = 1000
@@ -86,7 +89,7 @@ class RecorderNode(Node):
 
         self._ready_out = self.create_publisher(
             Bool,
-            TOPIC_READY,
+            TOPIC_RECORDER_READY,
             QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
         )
         self._recorded_out = self.create_publisher(UInt64, TOPIC_RECORDED, 10)

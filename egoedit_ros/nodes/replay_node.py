@@ -24,13 +24,15 @@ from egoedit_ros.data.ahead import AheadBuffer, repeat
 from egoedit_ros.data.source import FrameSource, SerializedFrame, open_source
 from egoedit_ros.errors import UserError
 from egoedit_ros.msg import EditInstruction, FrameLatency, StreamStatus
-from egoedit_ros.nodes.process import declare, run_process
+from egoedit_ros.nodes.process import (
+    TOPIC_RECORDED,
+    TOPIC_RECORDER_READY,
+    declare,
+    run_process,
+)
 from egoedit_ros.stream import names
 
 WAITABLE = ("editor", "recorder", "instruction")
-# What the recorder tells, beside the contract's topics: see recorder_node.
-TOPIC_RECORDER_READY = "recorder/ready"
-TOPIC_RECORDED = "recorder/frames"
 READY_STATES = (names.STATE_ACTIVE, names.STATE_PASSTHROUGH, names.STATE_FAULT)
 # Discovery is told to both sides one after the other; a first frame in between would be lost.
 SETTLE_S = 0.3
