@@ -19,7 +19,7 @@ from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.text import get_text_encoder
-from egoedit_ros.model.transformer import Transformer
+from egoedit_ros.model.transformer import Modulation, TextContext, Transformer
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
 
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
@@ -34,6 +34,26 @@ class EditModel:
     autoencoder: torch.nn.Module
     device: torch.device
     dtype: torch.dtype
+
+
+@dataclass(slots=True)
+class ChunkWork:
+    """A chunk on its way through a session's stages; each adds what the next ones take.
+
+    first, index: its place in the stream; seed, context: of the instruction it is edited by.
+    """
+
+    frames: np.ndarray
+    first: bool
+    index: int
+    seed: int
+    context: TextContext
+    pixels: Tensor | None = None
+    source: list[Encoded] | None = None
+    latents: Tensor | None = None
+    edited: Tensor | None = None
+    picture: Tensor | np.ndarray | None = None
+    mask: Tensor | np.ndarray | None = None
 
 
 def pick_device(device: str) -> torch.device:
@@ -120,7 +140,7 @@ class EditSession:
     def reset(self) -> None:
         self._first = True
         self._chunk = 0
-        self._unsettled: tuple[Tensor, Tensor] | None = None
+        self._unsettled: tuple[Tensor, Tensor, TextContext] | None = None
         self._cache.reset()
 
     def memory_bytes(self) -> int:
@@ -130,7 +150,6 @@ class EditSession:
         self._seed = seed
         if text == self._text:
             return
-        self.settle()  # the last chunk belongs to the old text
         with torch.inference_mode():
             embedded = self._encode_text(text).to(self.model.device)
             self._context = self.model.transformer.text(embedded[None])
@@ -143,43 +162,56 @@ class EditSession:
         self._unsettled = None
         self._cache.reset()
 
-    @torch.inference_mode()
     def run(self, frames: np.ndarray) -> ChunkResult:
-        self.settle()
+        work = self.begin(frames)
+        times = [time.perf_counter()]
+        for stages in (("ingest", "encode"), ("denoise",), ("decode", "emit")):
+            for stage in stages:
+                work = getattr(self, stage)(work)
+            times.append(time.perf_counter())
+        encode, denoise, decode = (1e3 * (b - a) for a, b in zip(times, times[1:], strict=False))
+        return ChunkResult(work.picture, work.mask, encode, denoise, decode)
+
+    # A chunk goes through these in this order. Only begin() and denoise() touch the stream's state,
+    # so runtime/ may have each in a thread or CUDA stream of its own, three chunks at a time.
+
+    def begin(self, frames: np.ndarray) -> ChunkWork:
+        """Give a chunk its place in the stream; it keeps the instruction that is in force now."""
         if self._context is None:
             raise UserError("no instruction was given; call set_instruction first")
-        start = time.perf_counter()
-        pixels = torch.from_numpy(frames).to(self.model.device).permute(0, 3, 1, 2)
-        groups = self._groups(pixels.to(self.model.dtype) / 127.5 - 1)
-        source = [self.model.autoencoder.encode(g) for g in groups]
-        latents = torch.cat([s.latents for s in source]).unsqueeze(0).to(self.model.dtype)
-        encoded = time.perf_counter()
-        edited = self._denoise(latents)
-        denoised = time.perf_counter()
-        picture, mask = self._decode(edited, source, pixels)
-        decoded = time.perf_counter()
+        work = ChunkWork(frames, self._first, self._chunk, self._seed, self._context)
         self._first = False
         self._chunk += 1
-        return ChunkResult(
-            picture,
-            mask,
-            1e3 * (encoded - start),
-            1e3 * (denoised - encoded),
-            1e3 * (decoded - denoised),
-        )
+        return work
 
-    def _groups(self, pixels: Tensor) -> list[Tensor]:
-        """``[n, 3, h, w]`` to the frames of each latent ``[N, 1 or 4, 3, h, w]``."""
-        if not self._first:
-            return [pixels.unflatten(0, (-1, 4))]
-        groups = [pixels[None, :1]]
-        return groups + ([pixels[1:].unflatten(0, (-1, 4))] if len(pixels) > 1 else [])
+    @torch.inference_mode()
+    def ingest(self, work: ChunkWork) -> ChunkWork:
+        """Frames to the device."""
+        pixels = torch.from_numpy(work.frames).to(self.model.device)
+        work.pixels = pixels.permute(0, 3, 1, 2)
+        return work
 
-    def _denoise(self, source: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def encode(self, work: ChunkWork) -> ChunkWork:
+        """Source latents and fine features of the chunk."""
+        pixels = work.pixels.to(self.model.dtype) / 127.5 - 1
+        work.source = [self.model.autoencoder.encode(g) for g in _groups(pixels, work.first)]
+        latents = torch.cat([s.latents for s in work.source]).unsqueeze(0)
+        work.latents = latents.to(self.model.dtype)
+        return work
+
+    @torch.inference_mode()
+    def denoise(self, work: ChunkWork) -> ChunkWork:
+        """Edited latents; settles the chunk before, if that was not done yet."""
+        self.settle()
+        work.edited = self._denoise(work.latents, work.index, work.seed, work.context)
+        return work
+
+    def _denoise(self, source: Tensor, index: int, seed: int, context: TextContext) -> Tensor:
         """Source latents ``[1, F, C, h, w]`` to edited ones, in ``nfe`` steps from noise."""
         net, config = self.model.transformer, self.model.config.transformer
         rng = torch.Generator(device=self.model.device)
-        rng.manual_seed((self._seed * 1_000_003 + self._chunk) % 2**63)
+        rng.manual_seed((seed * 1_000_003 + index) % 2**63)
         shape = (*source.shape[:2], config.out_channels, *source.shape[3:])
 
         def noise() -> Tensor:
@@ -187,15 +219,32 @@ class EditSession:
 
         source_half = net.embed(source, config.out_channels, bias=False)
         noisy = noise()
-        attend = self._cache.attend(store=False)
-        for index, (sigma, modulation) in enumerate(zip(self._sigmas, self._steps, strict=True)):
-            tokens = net.embed(noisy) + source_half
-            output = net(tokens, modulation, self._context, attend, self._grid)
+        for step, (sigma, modulation) in enumerate(zip(self._sigmas, self._steps, strict=True)):
+            output = self._forward(noisy, source_half, modulation, context, store=False)
             clean = to_clean(output, noisy, sigma, source, config.anchored)
-            if index + 1 < self.nfe:
-                noisy = add_noise(clean, noise(), self._sigmas[index + 1])
-        self._unsettled = (clean, source_half)
+            if step + 1 < self.nfe:
+                noisy = add_noise(clean, noise(), self._sigmas[step + 1])
+        self._unsettled = (clean, source_half, context)
         return clean[0]
+
+    def _forward(
+        self,
+        latents: Tensor,
+        source_half: Tensor,
+        modulation: Modulation,
+        context: TextContext,
+        store: bool,
+    ) -> Tensor:
+        """The transformer on a chunk and its past; store: make the chunk the newest of the past.
+
+        latents ``[1, F, C, h, w]``, source_half: the source's part of the tokens ``[1, F, S, D]``.
+        """
+        net = self.model.transformer
+        tokens = net.embed(latents) + source_half
+        output = net(tokens, modulation, context, self._cache.attend(store), self._grid)
+        if store:
+            self._cache.advance()
+        return output
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -206,22 +255,19 @@ class EditSession:
         """
         if self._unsettled is None:
             return
-        clean, source_half = self._unsettled
+        clean, source_half, context = self._unsettled
         self._unsettled = None
-        net = self.model.transformer
-        tokens = net.embed(clean) + source_half
-        net(tokens, self._clean, self._context, self._cache.attend(store=True), self._grid)
-        self._cache.advance()
+        self._forward(clean, source_half, self._clean, context, store=True)
 
-    def _decode(
-        self, latents: Tensor, source: list[Encoded], pixels: Tensor
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Latents ``[F, C, h, w]`` to uint8 frames and masks of the chunk."""
+    @torch.inference_mode()
+    def decode(self, work: ChunkWork) -> ChunkWork:
+        """uint8 frames and masks of the chunk, on the device."""
         made, masks, begin = [], [], 0
-        for group in source:
+        for group in work.source:
             count = len(group.latents)
-            frames, logits = self.model.autoencoder.decode(latents[begin : begin + count], group)
-            if self._first and begin == 0:  # one pixel frame: the four decoded agree
+            latents = work.edited[begin : begin + count]
+            frames, logits = self.model.autoencoder.decode(latents, group)
+            if work.first and begin == 0:  # one pixel frame: the four decoded agree
                 frames, logits = frames[:, :1], logits[:, :1]
             made.append(frames.flatten(0, 1))
             masks.append(logits.flatten(0, 1))
@@ -231,6 +277,20 @@ class EditSession:
         mask = ((torch.sigmoid(logits) - 0.15) / 0.6).clamp(0, 1)
         frames = ((frames + 1) * 127.5).clamp(0, 255)
         if self.preserve:
-            frames = composite(frames[None], mask[None], pixels[None].float())[0]
-        frames = frames.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return frames.cpu().numpy(), (mask * 255).round().to(torch.uint8).cpu().numpy()
+            frames = composite(frames[None], mask[None], work.pixels[None].float())[0]
+        work.picture = frames.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        work.mask = (mask * 255).round().to(torch.uint8)
+        return work
+
+    def emit(self, work: ChunkWork) -> ChunkWork:
+        """Frames and masks to numpy."""
+        work.picture, work.mask = work.picture.cpu().numpy(), work.mask.cpu().numpy()
+        return work
+
+
+def _groups(pixels: Tensor, first: bool) -> list[Tensor]:
+    """``[n, 3, h, w]`` to the frames of each latent ``[N, 1 or 4, 3, h, w]``."""
+    if not first:
+        return [pixels.unflatten(0, (-1, 4))]
+    groups = [pixels[None, :1]]
+    return groups + ([pixels[1:].unflatten(0, (-1, 4))] if len(pixels) > 1 else [])
