@@ -119,6 +119,13 @@ class ConditionEmbedder(nn.Module):
         return Modulation(block.unsqueeze(2), embedded.unsqueeze(2))
 
 
+class RMSNorm(nn.RMSNorm):
+    """In the input's precision: the fused kernel wants weights of the same type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -129,8 +136,8 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
         if config.qk_norm:
-            self.norm_q = nn.RMSNorm(dim, eps=config.eps)
-            self.norm_k = nn.RMSNorm(dim, eps=config.eps)
+            self.norm_q = RMSNorm(dim, eps=config.eps)
+            self.norm_k = RMSNorm(dim, eps=config.eps)
         else:
             self.norm_q = self.norm_k = nn.Identity()
 

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from egoedit_ros.model.config import EditorConfig, get_config
 from egoedit_ros.model.flow import add_noise, shift_sigma, to_clean
 from egoedit_ros.model.transformer import (
     Attend,
-    Modulation,
     Transformer,
     rotate,
     split_heads,
@@ -113,9 +111,10 @@ def teacher_attend(
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shape, s = q.shape, q.shape[2]
         q, k, v = (split_heads(x, heads) for x in (q, k, v))
-        both_cos = torch.cat([cos[:, :, : clean * s], cos], dim=2)
-        both_sin = torch.cat([sin[:, :, : clean * s], sin], dim=2)
+        both_cos = torch.cat([cos[:, :, : clean * s], cos], dim=2).to(q.dtype)
+        both_sin = torch.cat([sin[:, :, : clean * s], sin], dim=2).to(q.dtype)
         q, k = rotate(q, both_cos, both_sin), rotate(k, both_cos, both_sin)
+        q = q / q.shape[-1] ** 0.5
         outputs = []
         for index in range(clean + noisy):
             here = slice(index * s, (index + 1) * s)
@@ -123,7 +122,9 @@ def teacher_attend(
             past = slice(max(0, place - window) * s, place * s)
             keys = torch.cat([k[:, :, past], k[:, :, here]], dim=2)
             values = torch.cat([v[:, :, past], v[:, :, here]], dim=2)
-            outputs.append(F.scaled_dot_product_attention(q[:, :, here], keys, values))
+            # Written out: for so few keys it is faster on a CPU, backwards above all.
+            weights = torch.softmax(q[:, :, here] @ keys.transpose(-1, -2), dim=-1)
+            outputs.append(weights.to(values.dtype) @ values)
         return torch.cat(outputs, dim=2).transpose(1, 2).reshape(shape)
 
     return attend
@@ -218,5 +219,3 @@ def train_flow(settings: TrainSettings, data: FlowData, start: Path | None = Non
 
     return Trainer(model, settings, step).run()
 
-
-__all__ = ["FlowData", "Modulation", "train_flow"]
