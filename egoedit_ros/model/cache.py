@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,9 +82,7 @@ class KeyValueCache:
         store: also keep this chunk's keys and values (the clean pass, timestep 0); call
         :meth:`advance` after it.
         """
-        cos, sin = self._angles[len(self._order)]
-        count = self.chunk * self.tokens
-        cos, sin = cos[-count:], sin[-count:]
+        cos, sin = self.rotation()
         slot = self._free_slot() if self.window else None
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -99,6 +99,33 @@ class KeyValueCache:
             return seen.transpose(1, 2).reshape(shape)
 
         return attend
+
+    # What a runtime takes that has the network in a file or a graph, with the past as tensors.
+
+    def past(self) -> list[tuple[Tensor, Tensor]]:
+        """Rotated keys and values in sight, per layer ``[B, H, N, head_dim]``; [] at the start.
+
+        The list is the same object until :meth:`advance` or :meth:`reset`.
+        """
+        if self._order:
+            self._gather(0)
+        return self._past or []
+
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        """cos, sin ``[chunk tokens, head_dim]`` of the current chunk's place."""
+        cos, sin = self._angles[len(self._order)]
+        count = self.chunk * self.tokens
+        return cos[-count:], sin[-count:]
+
+    def write(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Make a chunk the newest of the past: keys before rotation, per layer."""
+        if not self.window:
+            return
+        slot = self._free_slot()
+        for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+            self._keys[layer][slot].copy_(k)
+            self._values[layer][slot].copy_(v)
+        self.advance()
 
     def _free_slot(self) -> int:
         return len(self._order) if len(self._order) < self.window else self._order[self.sink]

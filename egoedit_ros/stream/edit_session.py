@@ -99,6 +99,7 @@ class EditSession:
     ) -> None:
         config = model.config
         self.model = model
+        self._autoencoder = model.autoencoder
         self.name = config.name
         self.device = str(model.device)
         self.size = size or config.size
@@ -195,7 +196,7 @@ class EditSession:
     def encode(self, work: ChunkWork) -> ChunkWork:
         """Source latents and fine features of the chunk."""
         pixels = work.pixels.to(self.model.dtype) / 127.5 - 1
-        work.source = [self.model.autoencoder.encode(g) for g in _groups(pixels, work.first)]
+        work.source = [self._autoencoder.encode(g) for g in _groups(pixels, work.first)]
         latents = torch.cat([s.latents for s in work.source]).unsqueeze(0)
         work.latents = latents.to(self.model.dtype)
         return work
@@ -266,7 +267,7 @@ class EditSession:
         for group in work.source:
             count = len(group.latents)
             latents = work.edited[begin : begin + count]
-            frames, logits = self.model.autoencoder.decode(latents, group)
+            frames, logits = self._autoencoder.decode(latents, group)
             if work.first and begin == 0:  # one pixel frame: the four decoded agree
                 frames, logits = frames[:, :1], logits[:, :1]
             made.append(frames.flatten(0, 1))
