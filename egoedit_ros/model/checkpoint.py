@@ -32,8 +32,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put ``tensors`` into ``module``; names and shapes must all fit, values must be finite."""
+def fill(
+    module: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool = False
+) -> None:
+    """Put ``tensors`` into ``module``; names and shapes must all fit, values must be finite.
+
+    assign: the tensors become the module's own, without a copy (for one on the meta device).
+    """
     wanted = module.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     left = sorted(tensors.keys() - wanted.keys())
@@ -48,7 +53,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     bad = next((k for k, v in tensors.items() if not torch.isfinite(v).all()), None)
     if bad is not None:
         raise UserError(f"{path} holds NaN or infinity in {bad}; use an earlier checkpoint")
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, assign=assign)
 
 
 def read_config(folder: Path) -> EditorConfig:
@@ -69,10 +74,12 @@ def load_editor(folder: Path) -> tuple[EditorConfig, Transformer, nn.Module]:
     if not folder.is_dir():
         raise UserError(f"no model at {folder}; give edge or a folder with weights")
     config = read_config(folder)
-    networks = (Transformer(config.transformer), build_autoencoder(config.autoencoder))
+    with torch.device("meta"):  # so that there are never two copies
+        networks = (Transformer(config.transformer), build_autoencoder(config.autoencoder))
     for name, network in zip(PARTS, networks, strict=True):
         path = folder / f"{name}.safetensors"
-        fill(network, {k: v.float() for k, v in read_safetensors(path).items()}, path)
+        tensors = {k: v.float() for k, v in read_safetensors(path).items()}
+        fill(network, tensors, path, assign=True)
         network.eval().requires_grad_(False)
     return config, *networks
 

@@ -41,7 +41,11 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Shape of the bundled streaming autoencoder; ``kind`` names the class that is built."""
+    """A streaming autoencoder; ``kind`` names the class that is built.
+
+    ``edge`` (bundled; the sizes below are its), ``wan`` (Wan 2.1 through diffusers), ``taehv`` (the
+    tiny one for the same latents), ``wan+taehv`` (Wan's encoder, the tiny decoder).
+    """
 
     kind: str = "edge"
     latent_channels: int = 32
@@ -59,7 +63,10 @@ class EditorConfig:
 
     size: (width, height) in pixels. window_chunks: chunks of clean past that attention sees beside
     the current one. sink_chunks: first chunks of the stream that are never forgotten. shift:
-    sigma' = shift * sigma / (1 + (shift - 1) * sigma).
+    sigma' = shift * sigma / (1 + (shift - 1) * sigma). strength: the noise to start from, before the
+    shift; below 1 the edit starts from the noised source, which gives a text-to-video model (that
+    has never seen a source) something to keep. text_encoder: see
+    :func:`~egoedit_ros.model.text.get_text_encoder`; text_folder: where its weights are.
     """
 
     name: str = "edge"
@@ -70,7 +77,9 @@ class EditorConfig:
     nfe: int = 2
     shift: float = 5.0
     fps: float = 16.0
+    strength: float = 1.0
     text_encoder: str = "minilm"
+    text_folder: str = ""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
@@ -100,7 +109,51 @@ def _edge() -> EditorConfig:
     return EditorConfig()
 
 
-CONFIGS = {"edge": _edge}
+def _wan(name: str, layers: int, heads: int, ffn_dim: int) -> EditorConfig:
+    """Wan 2.1 as a channel-concat editor: 16 noise channels, then 16 of the source."""
+    return EditorConfig(
+        name=name,
+        size=(832, 480),
+        chunk_latents=3,
+        window_chunks=6,  # with the current chunk the 21 latent frames it was trained on
+        nfe=4,
+        text_encoder="umt5",
+        transformer=TransformerConfig(
+            layers=layers,
+            heads=heads,
+            head_dim=128,
+            ffn_dim=ffn_dim,
+            in_channels=32,
+            out_channels=16,
+            text_dim=4096,
+            text_len=512,
+            anchored=False,
+        ),
+        autoencoder=AutoencoderConfig(kind="wan", latent_channels=16),
+    )
+
+
+def _egoedit_10b() -> EditorConfig:
+    """EgoEdit-RT (App. B.1): 32 blocks, 4096 wide, 32 heads, 10.7B, T5 and CLIP, window 5.
+
+    The paper does not state the MLP; 23,808 is what makes a plain one come to 10.7B.
+    """
+    base = _wan("egoedit-10b", 32, 32, 23808)
+    return dataclasses.replace(
+        base,
+        size=(512, 384),
+        window_chunks=5,
+        text_encoder="t5+clip",
+        transformer=dataclasses.replace(base.transformer, text_len=256 + 77),
+    )
+
+
+CONFIGS = {
+    "edge": _edge,
+    "wan-1.3b": lambda: _wan("wan-1.3b", 30, 12, 8960),
+    "wan-14b": lambda: _wan("wan-14b", 40, 40, 13824),
+    "egoedit-10b": _egoedit_10b,
+}
 
 
 def get_config(name: str) -> EditorConfig:
