@@ -73,12 +73,15 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 @lru_cache(maxsize=2)
-def load_model(model: str, device: str = "auto") -> EditModel:
-    """Load a bundled editor by name, or one from a folder. Raises UserError."""
+def load_model(model: str, device: str = "auto", dtype: torch.dtype | None = None) -> EditModel:
+    """Load a bundled editor by name, or one from a folder. Raises UserError.
+
+    dtype: of the networks; None: what is fast on the device.
+    """
     place = pick_device(device)
     folder = BUNDLED / model if (BUNDLED / model / "config.json").is_file() else Path(model)
     config, transformer, autoencoder = load_editor(folder)
-    dtype = best_dtype(place)
+    dtype = dtype or best_dtype(place)
     transformer = transformer.to(place, dtype)
     means = autoencoder.latents_mean, autoencoder.latents_std
     autoencoder = autoencoder.to(place, dtype, memory_format=torch.channels_last)

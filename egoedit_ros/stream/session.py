@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from egoedit_ros.errors import UserError
+
 FRAMES_PER_LATENT = 4
 
 
@@ -109,11 +111,13 @@ def open_session(
     nfe: int | None = None,
     preserve: bool = True,
     threads: int | None = None,
+    runtime: str = "torch",
 ) -> ChunkSession:
     """Load ``model`` and open a stream on it.
 
     model: ``null``, a bundled name (``edge``) or a path to weights. size: (width, height), the
-    model's own if None. Raises UserError when the model or the device is not there.
+    model's own if None. runtime: ``torch``, or ``onnx`` (ONNX Runtime on the CPU, float32, from
+    files exported on first use). Raises UserError when the model or the device is not there.
     """
     if model == "null":
         return NullSession(size or (256, 192), chunk_latents or 1)
@@ -123,4 +127,10 @@ def open_session(
         import torch
 
         torch.set_num_threads(threads)
+    if runtime == "onnx":
+        from egoedit_ros.runtime.onnx_backend import open_onnx_session
+
+        return open_onnx_session(model, device, size, chunk_latents, nfe, preserve)
+    if runtime != "torch":
+        raise UserError(f"no runtime called {runtime!r}; use torch or onnx")
     return EditSession(load_model(model, device), size, chunk_latents, nfe, preserve)
