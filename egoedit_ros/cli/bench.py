@@ -7,6 +7,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from egoedit_ros.bench import engine_cli
 from egoedit_ros.cli.common import add_model_options, positive_whole, table
 from egoedit_ros.errors import UserError
 
@@ -23,9 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _output(edit)
 
     engine = kinds.add_parser("engine", help="how fast the editor is by direct calls")
-    engine.add_argument("--model", default="edge", metavar="edge|NAME|PATH")
-    engine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    engine.add_argument("--soak", type=positive_whole, metavar="N", help="also run N chunks")
+    engine_cli.add_options(engine)
     _output(engine)
 
     stream = kinds.add_parser("stream", help="how fast the ROS graph is on a bag or video")
@@ -43,7 +42,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.json and args.json.exists() and not args.overwrite:
         raise UserError(f"{args.json} exists; choose another file or add --overwrite")
-    content, rows = {"edit": _edit, "engine": _engine, "stream": _stream}[args.bench](args)
+    content, rows = {"edit": _edit, "engine": engine_cli.run, "stream": _stream}[args.bench](args)
     if args.json:
         from egoedit_ros.bench.report import write_json
 
@@ -93,39 +92,6 @@ def _edit(args: argparse.Namespace) -> tuple[dict, list]:
     for name, figures in {**content["tasks"], "mean over tasks": content["mean"]}.items():
         cells = ("-" if figures[m] is None else f"{figures[m]:.3f}" for m in METRICS)
         rows.append((name, "  ".join(f"{c:>10}" for c in cells)))
-    return content, rows
-
-
-def _engine(args: argparse.Namespace) -> tuple[dict, list]:
-    from tqdm import tqdm
-
-    from egoedit_ros.bench.engine import measure_first_frame_ms, measure_fps, resident_bytes, soak
-    from egoedit_ros.bench.provenance import provenance
-
-    fps = {}
-    for nfe in (2, 4):
-        fps[str(nfe)] = measure_fps(_open(args, nfe))
-    session = _open(args)
-    content = {
-        "edge_fps": fps,
-        "edge_nfe": getattr(session, "nfe", 0),
-        "edge_first_frame_ms": measure_first_frame_ms(session),
-        "edge_memory_bytes": resident_bytes(),
-    }
-    if args.soak:
-        with tqdm(total=args.soak, unit="chunk") as bar:
-            content["soak"] = soak(session, args.soak, lambda done: bar.update(done - bar.n))
-    content |= provenance(_config(session), None)
-    rows = [(f"frames/s at {n} NFE", f"{v:.1f}") for n, v in fps.items()]
-    rows += [
-        ("default NFE", content["edge_nfe"]),
-        ("first frame, direct call", f"{content['edge_first_frame_ms']:.0f} ms"),
-        ("memory", f"{content['edge_memory_bytes'] / 2**20:.0f} MiB"),
-    ]
-    if args.soak:
-        rows.append(("soak, time ratio", f"{content['soak']['time_ratio']:.3f}"))
-        growth = content["soak"]["memory_growth_bytes"] / 2**20
-        rows.append(("soak, memory growth", f"{growth:.1f} MiB"))
     return content, rows
 
 
