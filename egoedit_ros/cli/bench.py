@@ -7,7 +7,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from egoedit_ros.bench import engine_cli
+from egoedit_ros.bench import edit_cli, engine_cli
 from egoedit_ros.cli.common import add_model_options, positive_whole, table
 from egoedit_ros.errors import UserError
 
@@ -17,11 +17,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     kinds = parser.add_subparsers(dest="bench", required=True)
 
     edit = kinds.add_parser("edit", help="how good the edits are")
-    edit.add_argument("--suite", choices=("sim",), default="sim")
+    edit.add_argument("--suite", choices=("sim", "egoeditbench"), default="sim")
     edit.add_argument("--clips", type=positive_whole, default=20, metavar="N")
     edit.add_argument("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
     add_model_options(edit)
     _output(edit)
+    edit_cli.add_options(edit)
 
     engine = kinds.add_parser("engine", help="how fast the editor is by direct calls")
     engine_cli.add_options(engine)
@@ -75,6 +76,8 @@ def _config(session) -> dict:
 
 
 def _edit(args: argparse.Namespace) -> tuple[dict, list]:
+    if args.suite == "egoeditbench":
+        return edit_cli.run(args)
     from tqdm import tqdm
 
     from egoedit_ros.bench.provenance import provenance

@@ -50,16 +50,19 @@ def hands_kept(source: list[Hands], edited: list[Hands], aspect: float) -> float
     scale = np.array([aspect, 1.0], np.float32)
     shares: list[float] = []
     for before, after in zip(source, edited, strict=True):
-        left = [hand * scale for hand in after]
-        for hand in (hand * scale for hand in before):
-            if not left:
-                shares.append(0.0)
-                continue
-            extent = float(np.linalg.norm(hand.max(0) - hand.min(0)))
-            distances = [np.linalg.norm(hand - other, axis=1) for other in left]
-            nearest = int(np.argmin([d.mean() for d in distances]))
-            shares.append(float((distances[nearest] < KEPT_WITHIN * extent).mean()))
-            left.pop(nearest)
+        # Nearest pairs first, so that a hand which is left does not stand in for one that went.
+        distances = {
+            (i, j): np.linalg.norm((one - two) * scale, axis=1)
+            for i, one in enumerate(before)
+            for j, two in enumerate(after)
+        }
+        kept = [0.0] * len(before)
+        while distances:
+            i, j = min(distances, key=lambda pair: distances[pair].mean())
+            extent = float(np.linalg.norm((before[i].max(0) - before[i].min(0)) * scale))
+            kept[i] = float((distances[i, j] < KEPT_WITHIN * extent).mean())
+            distances = {k: d for k, d in distances.items() if k[0] != i and k[1] != j}
+        shares += kept
     return 100 * float(np.mean(shares)) if len(shares) >= FEWEST_HANDS else None
 
 

@@ -61,13 +61,13 @@ def temporal_error(errors: tuple[np.ndarray, np.ndarray]) -> float | None:
 def flicker(source: np.ndarray, edited: np.ndarray) -> float:
     """Grey levels by which brightness swings from frame to frame more than in the source.
 
-    Mean |second difference| / 4 of the brightness of 16x12 cells, the edit's less the source's; a
-    cell that is bright and dark by turns swings by the whole of that difference. Below 0: steadier.
+    Mean difference of the brightness of 16x12 cells to the mean of the frames before and after,
+    the edit's less the source's. Below 0: steadier than the source.
     """
 
     def swing(frames: np.ndarray) -> float:
         cells = [cv2.resize(f, CELLS, interpolation=cv2.INTER_AREA).mean(-1) for f in frames]
-        return float(np.abs(np.diff(np.array(cells), n=2, axis=0)).mean() / 4)
+        return float(np.abs(np.diff(np.array(cells), n=2, axis=0)).mean() / 2)
 
     return swing(edited) - swing(source)
 

@@ -170,7 +170,8 @@ METRICS = (
         "flicker",
         "grey levels",
         LOWER,
-        "swing of the brightness of 16x12 cells from frame to frame, less the source's",
+        "how far the brightness of 16x12 cells is from the mean of the frames before and after, "
+        "less the source's",
         still=0.0,
     ),
     Metric(
