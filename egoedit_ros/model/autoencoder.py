@@ -13,14 +13,49 @@ that always sees the source learns to ignore the latent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egoedit_ros.errors import UserError
 from egoedit_ros.model.config import AutoencoderConfig
 
 LATENT_BOUND = 3.0
+
+
+@dataclass(slots=True)
+class Coded:
+    """A chunk of the camera's frames, encoded.
+
+    latents: ``[F, C, h, w]``, normalised; first: the chunk begins its stream; detail: what the
+    decoder of the same autoencoder wants to see of it.
+    """
+
+    latents: Tensor
+    first: bool
+    detail: object = None
+
+
+class AutoencoderStream(Protocol):
+    """What one stream needs of an autoencoder; the module itself keeps nothing.
+
+    Encoding and decoding share no state, so each may run in a thread of its own; each must see the
+    chunks in order. stateful: what comes out depends on the chunks before.
+    """
+
+    stateful: bool
+
+    def encode(self, pixels: Tensor, first: bool) -> Coded:
+        """Encode ``[n, 3, H, W]`` in -1..1, n = 1 + 4k if first else 4k; first forgets the past."""
+
+    def decode(self, latents: Tensor, source: Coded) -> tuple[Tensor, Tensor | None]:
+        """Latents ``[F, C, h, w]`` to frames ``[n, 3, H, W]`` in about -1..1, and mask logits
+        ``[n, H, W]`` of where the edit is, None from a decoder that cannot tell."""
+
+    def memory_bytes(self) -> int:
+        """Bytes that the stream holds."""
 
 
 @dataclass(slots=True)
@@ -120,6 +155,52 @@ class EdgeAutoencoder(nn.Module):
         t = self.config.temporal
         return x[:, : 3 * t].unflatten(1, (t, 3)), x[:, 3 * t :]
 
+    def open_stream(self) -> EdgeStream:
+        return EdgeStream(self)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> EdgeAutoencoder:
+        """Move to ``device`` in ``dtype``; what scales latents stays float32."""
+        means = self.latents_mean, self.latents_std
+        self.to(device, dtype, memory_format=torch.channels_last)
+        self.latents_mean, self.latents_std = (m.to(device) for m in means)
+        return self
+
+
+class EdgeStream:
+    """An :class:`AutoencoderStream` without state: every latent frame is coded by itself."""
+
+    stateful = False
+
+    def __init__(self, autoencoder: EdgeAutoencoder) -> None:
+        self._autoencoder = autoencoder
+
+    def encode(self, pixels: Tensor, first: bool) -> Coded:
+        source = [self._autoencoder.encode(group) for group in latent_groups(pixels, first)]
+        return Coded(torch.cat([s.latents for s in source]), first, source)
+
+    def decode(self, latents: Tensor, source: Coded) -> tuple[Tensor, Tensor]:
+        made, masks, begin = [], [], 0
+        for group in source.detail:
+            count = len(group.latents)
+            frames, logits = self._autoencoder.decode(latents[begin : begin + count], group)
+            if source.first and begin == 0:  # one pixel frame: the four decoded agree
+                frames, logits = frames[:, :1], logits[:, :1]
+            made.append(frames.flatten(0, 1))
+            masks.append(logits.flatten(0, 1))
+            begin += count
+        return torch.cat(made), torch.cat(masks)
+
+    def memory_bytes(self) -> int:
+        return 0
+
+
+def latent_groups(pixels: Tensor, first: bool) -> list[Tensor]:
+    """``[n, 3, h, w]`` to the frames of each latent ``[N, 1 or 4, 3, h, w]``."""
+    if not first:
+        return [pixels.unflatten(0, (-1, 4))]
+    groups = [pixels[None, :1]]
+    return groups + ([pixels[1:].unflatten(0, (-1, 4))] if len(pixels) > 1 else [])
+
 
 def composite(frames: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """``source`` with ``frames`` where ``mask`` (0..1, ``[N, T, H, W]``) says so."""
@@ -128,4 +209,16 @@ def composite(frames: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 
 def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
-    return EdgeAutoencoder(config)
+    """The module of ``config.kind``. All have ``open_stream()`` and ``place(device, dtype)``."""
+    if config.kind == "edge":
+        return EdgeAutoencoder(config)
+    from egoedit_ros.model.taehv import TinyAutoencoder
+    from egoedit_ros.model.wan_autoencoder import MixedAutoencoder, WanAutoencoder
+
+    if config.kind == "wan":
+        return WanAutoencoder()
+    if config.kind == "taehv":
+        return TinyAutoencoder(config.latent_channels)
+    if config.kind == "wan+taehv":
+        return MixedAutoencoder(WanAutoencoder(), TinyAutoencoder(config.latent_channels))
+    raise UserError(f"no autoencoder called {config.kind!r}; use edge, wan, taehv or wan+taehv")

@@ -32,9 +32,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def fill(
-    module: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool = False
-) -> None:
+def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool = False) -> None:
     """Put ``tensors`` into ``module``; names and shapes must all fit, values must be finite.
 
     assign: the tensors become the module's own, without a copy (for one on the meta device).
@@ -60,13 +58,28 @@ def read_config(folder: Path) -> EditorConfig:
     """The configuration of the editor in ``folder``."""
     path = folder / "config.json"
     try:
-        return EditorConfig.from_dict(json.loads(path.read_text()))
+        config = EditorConfig.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no config.json; give a folder that egoedit train wrote"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    check_config(config, path)
+    return config
+
+
+def check_config(config: EditorConfig, path: Path) -> None:
+    """Raise UserError for a configuration that cannot stream."""
+    counts = {"chunk_latents": config.chunk_latents, "window_chunks": config.window_chunks}
+    counts["nfe"] = config.nfe
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{path}: {name} is {value!r}; it must be a whole number from 1 up")
+    if any(side % 16 or side < 32 for side in config.size):
+        raise UserError(f"{path}: both sides of size {config.size} must be multiples of 16")
+    if not 0 < config.strength <= 1:
+        raise UserError(f"{path}: strength is {config.strength}; it must be above 0, at most 1")
 
 
 def load_editor(folder: Path) -> tuple[EditorConfig, Transformer, nn.Module]:

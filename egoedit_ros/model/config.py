@@ -63,9 +63,9 @@ class EditorConfig:
 
     size: (width, height) in pixels. window_chunks: chunks of clean past that attention sees beside
     the current one. sink_chunks: first chunks of the stream that are never forgotten. shift:
-    sigma' = shift * sigma / (1 + (shift - 1) * sigma). strength: the noise to start from, before the
-    shift; below 1 the edit starts from the noised source, which gives a text-to-video model (that
-    has never seen a source) something to keep. text_encoder: see
+    sigma' = shift * sigma / (1 + (shift - 1) * sigma). strength: the noise to start from, before
+    the shift; below 1 the edit starts from the noised source, which gives a text-to-video model
+    (that has never seen a source) something to keep. text_encoder: see
     :func:`~egoedit_ros.model.text.get_text_encoder`; text_folder: where its weights are.
     """
 

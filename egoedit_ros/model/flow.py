@@ -21,9 +21,12 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def step_sigmas(nfe: int, shift: float) -> list[float]:
-    """The noise levels of ``nfe`` steps, from 1 down; 4 steps at shift 5: 1, .9375, .8333, .625."""
-    uniform = 1 - torch.arange(nfe, dtype=torch.float64) / nfe
+def step_sigmas(nfe: int, shift: float, strength: float = 1.0) -> list[float]:
+    """The noise levels of ``nfe`` steps, from 1 down; 4 steps at shift 5: 1, .9375, .8333, .625.
+
+    strength: where to begin, before the shift.
+    """
+    uniform = strength * (1 - torch.arange(nfe, dtype=torch.float64) / nfe)
     return shift_sigma(uniform, shift).tolist()
 
 

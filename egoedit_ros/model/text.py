@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,8 +60,14 @@ class MiniLM:
 
 
 @lru_cache(maxsize=4)
-def get_text_encoder(name: str, length: int) -> MiniLM:
-    """The encoder called ``name``; kept, so that every session of a process shares it."""
-    if name != "minilm":
-        raise UserError(f"no text encoder called {name!r}; use minilm")
-    return MiniLM(length)
+def get_text_encoder(name: str, length: int, folder: str = "") -> Callable[[str], Tensor]:
+    """An encoder: text to ``[length, channels]``; kept, so that a process's sessions share it.
+
+    name: ``minilm`` (bundled), or ``umt5``, ``t5``, ``clip``, ``t5+clip`` with their weights in
+    ``folder`` (see :mod:`egoedit_ros.model.text_hub`).
+    """
+    if name == "minilm":
+        return MiniLM(length)
+    from egoedit_ros.model.text_hub import open_text_encoder
+
+    return open_text_encoder(name, length, folder)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egoedit_ros.model.autoencoder import Encoded
+from egoedit_ros.model.autoencoder import EdgeStream, Encoded
 from egoedit_ros.model.transformer import TextContext, Transformer, rotate, split_heads
 from egoedit_ros.stream.edit_session import EditModel, EditSession
 
@@ -138,17 +138,21 @@ class TorchBackend:
         return self.pieces[piece](*inputs)
 
 
+def pieces_of(model: EditModel) -> tuple[str, ...]:
+    """The pieces that can be made of a model: an autoencoder with a past of its own is none."""
+    return PIECES if model.config.autoencoder.kind == "edge" else (STEP,)
+
+
 def make_pieces(model: EditModel, grid: tuple[int, int]) -> dict[str, nn.Module]:
-    """The three pieces of a model; grid: rows and columns of tokens of a latent frame."""
-    return {
-        ENCODER: EncoderPiece(model),
-        STEP: StepPiece(model.transformer, grid),
-        DECODER: DecoderPiece(model),
-    }
+    """The pieces of a model; grid: rows and columns of tokens of a latent frame."""
+    pieces: dict[str, nn.Module] = {STEP: StepPiece(model.transformer, grid)}
+    if ENCODER in pieces_of(model):
+        pieces |= {ENCODER: EncoderPiece(model), DECODER: DecoderPiece(model)}
+    return pieces
 
 
 class _PieceAutoencoder:
-    """An autoencoder whose work a backend does."""
+    """The edge autoencoder, its work done by a backend."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -164,14 +168,15 @@ class _PieceAutoencoder:
 
 
 class PieceSession(EditSession):
-    """A stream whose network runs in a backend; the sampler and the cache stay torch's."""
+    """A stream whose network runs in a backend; sampler and cache stay torch's, and so does
+    an autoencoder that is no piece."""
 
     def __init__(self, model: EditModel, make_backend, *args, **options) -> None:
         """make_backend: called with this session once its sizes are known; gives a Backend."""
         super().__init__(model, *args, **options)
         self.backend: Backend = make_backend(self)
         self.runtime = self.backend.name
-        self._autoencoder = _PieceAutoencoder(self.backend)
+        self._stream = EdgeStream(_PieceAutoencoder(self.backend))
         self._stacked: tuple[object, Tensor, Tensor] = (None, *(torch.empty(0),) * 2)
         self._stacked_past: tuple[object, Tensor, Tensor] = (None, *(torch.empty(0),) * 2)
         config, weight = model.config.transformer, model.transformer.proj_out.weight

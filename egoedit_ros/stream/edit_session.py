@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
-from egoedit_ros.model.autoencoder import Encoded, composite
+from egoedit_ros.model.autoencoder import Coded, composite
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.checkpoint import load_editor
-from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.config import CONFIGS, EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
+from egoedit_ros.model.own import load_own, own_description
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Modulation, TextContext, Transformer
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
@@ -41,6 +42,7 @@ class ChunkWork:
     """A chunk on its way through a session's stages; each adds what the next ones take.
 
     first, index: its place in the stream; seed, context: of the instruction it is edited by.
+    before: the frames just before it, where they were passed by a stateful autoencoder unseen.
     """
 
     frames: np.ndarray
@@ -48,8 +50,10 @@ class ChunkWork:
     index: int
     seed: int
     context: TextContext
+    before: np.ndarray | None = None
     pixels: Tensor | None = None
-    source: list[Encoded] | None = None
+    source: Coded | None = None
+    source_before: Coded | None = None
     latents: Tensor | None = None
     edited: Tensor | None = None
     picture: Tensor | np.ndarray | None = None
@@ -74,18 +78,24 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 @lru_cache(maxsize=2)
 def load_model(model: str, device: str = "auto", dtype: torch.dtype | None = None) -> EditModel:
-    """Load a bundled editor by name, or one from a folder. Raises UserError.
+    """Load a bundled editor by name, or one from a folder or an editor.json. Raises UserError.
 
     dtype: of the networks; None: what is fast on the device.
     """
     place = pick_device(device)
     folder = BUNDLED / model if (BUNDLED / model / "config.json").is_file() else Path(model)
-    config, transformer, autoencoder = load_editor(folder)
     dtype = dtype or best_dtype(place)
+    if own_description(folder) is not None:
+        config, transformer, autoencoder = load_own(folder, place, dtype)
+        return EditModel(config, transformer, autoencoder.place(place, dtype), place, dtype)
+    if model in CONFIGS and not folder.exists():
+        raise UserError(
+            f"no weights of {model} come with the package; give the folder that holds yours "
+            "(docs/own_weights.md)"
+        )
+    config, transformer, autoencoder = load_editor(folder)
     transformer = transformer.to(place, dtype)
-    means = autoencoder.latents_mean, autoencoder.latents_std
-    autoencoder = autoencoder.to(place, dtype, memory_format=torch.channels_last)
-    autoencoder.latents_mean, autoencoder.latents_std = (m.to(place) for m in means)
+    autoencoder = autoencoder.place(place, dtype)
     return EditModel(config, transformer, autoencoder, place, dtype)
 
 
@@ -102,7 +112,7 @@ class EditSession:
     ) -> None:
         config = model.config
         self.model = model
-        self._autoencoder = model.autoencoder
+        self._stream = model.autoencoder.open_stream()
         self.name = config.name
         self.device = str(model.device)
         self.size = size or config.size
@@ -117,8 +127,10 @@ class EditSession:
         if not 1 <= self.chunk_latents <= 32 or not 1 <= self.nfe <= 100:
             raise UserError("chunk_latents must be 1 to 32 and nfe 1 to 100")
         self._grid = (self.size[1] // 16, self.size[0] // 16)
-        self._encode_text = get_text_encoder(config.text_encoder, config.transformer.text_len)
-        self._sigmas = step_sigmas(self.nfe, config.shift)
+        self._encode_text = get_text_encoder(
+            config.text_encoder, config.transformer.text_len, config.text_folder
+        )
+        self._sigmas = step_sigmas(self.nfe, config.shift, config.strength)
         with torch.inference_mode():
             self._steps = [self._modulation(1000 * s) for s in self._sigmas]
             self._clean = self._modulation(0.0)
@@ -145,10 +157,11 @@ class EditSession:
         self._first = True
         self._chunk = 0
         self._unsettled: tuple[Tensor, Tensor, TextContext] | None = None
+        self._skipped: np.ndarray | None = None
         self._cache.reset()
 
     def memory_bytes(self) -> int:
-        return self._cache.memory_bytes()
+        return self._cache.memory_bytes() + self._stream.memory_bytes()
 
     def set_instruction(self, text: str, seed: int) -> None:
         self._seed = seed
@@ -165,6 +178,10 @@ class EditSession:
         self._chunk += 1
         self._unsettled = None
         self._cache.reset()
+        if self._stream.stateful:
+            # Enough for the autoencoder to begin anew: 1 frame, then 4 (Wan's framing).
+            seen = frames if self._skipped is None else np.concatenate([self._skipped, frames])
+            self._skipped = seen[-5 if len(seen) >= 5 else -1 :].copy()
 
     def run(self, frames: np.ndarray) -> ChunkResult:
         work = self.begin(frames)
@@ -183,7 +200,8 @@ class EditSession:
         """Give a chunk its place in the stream; it keeps the instruction that is in force now."""
         if self._context is None:
             raise UserError("no instruction was given; call set_instruction first")
-        work = ChunkWork(frames, self._first, self._chunk, self._seed, self._context)
+        work = ChunkWork(frames, self._first, self._chunk, self._seed, self._context, self._skipped)
+        self._skipped = None
         self._first = False
         self._chunk += 1
         return work
@@ -198,11 +216,16 @@ class EditSession:
     @torch.inference_mode()
     def encode(self, work: ChunkWork) -> ChunkWork:
         """Source latents and fine features of the chunk."""
-        pixels = work.pixels.to(self.model.dtype) / 127.5 - 1
-        work.source = [self._autoencoder.encode(g) for g in _groups(pixels, work.first)]
-        latents = torch.cat([s.latents for s in work.source]).unsqueeze(0)
-        work.latents = latents.to(self.model.dtype)
+        if work.before is not None:
+            before = torch.from_numpy(work.before).to(self.model.device).permute(0, 3, 1, 2)
+            work.source_before = self._stream.encode(self._signed(before), first=True)
+        work.source = self._stream.encode(self._signed(work.pixels), work.first)
+        work.latents = work.source.latents.unsqueeze(0).to(self.model.dtype)
         return work
+
+    def _signed(self, pixels: Tensor) -> Tensor:
+        """0..255 to -1..1 in the model's type."""
+        return pixels.to(self.model.dtype) / 127.5 - 1
 
     @torch.inference_mode()
     def denoise(self, work: ChunkWork) -> ChunkWork:
@@ -223,6 +246,8 @@ class EditSession:
 
         source_half = net.embed(source, config.out_channels, bias=False)
         noisy = noise()
+        if self.model.config.strength < 1:
+            noisy = add_noise(source, noisy, self._sigmas[0])
         for step, (sigma, modulation) in enumerate(zip(self._sigmas, self._steps, strict=True)):
             output = self._forward(noisy, source_half, modulation, context, store=False)
             clean = to_clean(output, noisy, sigma, source, config.anchored)
@@ -266,21 +291,17 @@ class EditSession:
     @torch.inference_mode()
     def decode(self, work: ChunkWork) -> ChunkWork:
         """uint8 frames and masks of the chunk, on the device."""
-        made, masks, begin = [], [], 0
-        for group in work.source:
-            count = len(group.latents)
-            latents = work.edited[begin : begin + count]
-            frames, logits = self._autoencoder.decode(latents, group)
-            if work.first and begin == 0:  # one pixel frame: the four decoded agree
-                frames, logits = frames[:, :1], logits[:, :1]
-            made.append(frames.flatten(0, 1))
-            masks.append(logits.flatten(0, 1))
-            begin += count
-        frames, logits = torch.cat(made).float(), torch.cat(masks).float()
-        # A little below one half is "no": untouched pixels are then the camera's to the bit.
-        mask = ((torch.sigmoid(logits) - 0.15) / 0.6).clamp(0, 1)
+        if work.source_before is not None:
+            self._stream.decode(work.source_before.latents, work.source_before)
+        frames, logits = self._stream.decode(work.edited, work.source)
+        frames = frames.float()
+        if logits is None:  # a decoder that cannot tell: the whole picture is its own
+            mask = torch.ones_like(frames[:, 0])
+        else:
+            # A little below one half is "no": untouched pixels are then the camera's to the bit.
+            mask = ((torch.sigmoid(logits.float()) - 0.15) / 0.6).clamp(0, 1)
         frames = ((frames + 1) * 127.5).clamp(0, 255)
-        if self.preserve:
+        if self.preserve and logits is not None:
             frames = composite(frames[None], mask[None], work.pixels[None].float())[0]
         work.picture = frames.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         work.mask = (mask * 255).round().to(torch.uint8)
@@ -290,11 +311,3 @@ class EditSession:
         """Frames and masks to numpy."""
         work.picture, work.mask = work.picture.cpu().numpy(), work.mask.cpu().numpy()
         return work
-
-
-def _groups(pixels: Tensor, first: bool) -> list[Tensor]:
-    """``[n, 3, h, w]`` to the frames of each latent ``[N, 1 or 4, 3, h, w]``."""
-    if not first:
-        return [pixels.unflatten(0, (-1, 4))]
-    groups = [pixels[None, :1]]
-    return groups + ([pixels[1:].unflatten(0, (-1, 4))] if len(pixels) > 1 else [])
