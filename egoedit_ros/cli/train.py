@@ -13,6 +13,7 @@ STAGES = {
     "autoencoder": "learn to code pictures and to decode an edit beside its source",
     "latents": "encode the clips once for the transformer",
     "flow": "rectified flow with teacher forcing, block-causal",
+    "flow_whole": "the same on whole frames, from the weights of flow",
     "bundle": "put the trained networks into a model folder",
 }
 
@@ -50,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
         print(train_autoencoder(settings, data))
     elif args.stage == "latents":
         _latents(folders, model)
-    elif args.stage == "flow":
+    elif args.stage in ("flow", "flow_whole"):
         from egoedit_ros.train.flow import FlowData, train_flow
 
         start = section.pop("start", None)
-        phase = section.pop("stage_name", "flow")
-        settings, rest = _settings(phase, model, folders["output"], section)
+        settings, rest = _settings(args.stage, model, folders["output"], section)
+        rest["views"] = tuple(rest.get("views", ()))
         data = _build(FlowData, {"latents": folders["latents"]} | rest)
         print(train_flow(settings, data, Path(start) if start else None))
     else:

@@ -7,7 +7,7 @@ the clean chunks of its window, exactly what the cache will show it in a stream.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,11 @@ from egoedit_ros.train.loop import Trainer, TrainSettings
 
 @dataclass(frozen=True)
 class FlowData:
-    """Windows of latent frames; crops (in latent cells, 0 = whole frames) around the edit."""
+    """Windows of latent frames; crops (in latent cells, 0 = whole frames) around the edit.
+
+    views: ``{weight, batch, frames, crop}`` each, one drawn at every step; without any, the fields
+    above are the only one. Crops are quick to learn from; whole frames teach what not to edit.
+    """
 
     latents: Path
     batch: int = 16
@@ -37,6 +41,15 @@ class FlowData:
     crop: int = 16
     switched: float = 0.25  # share of samples whose past shows another edit, or none
     edited_weight: float = 5.0
+    views: tuple[dict, ...] = ()
+
+    def draw_view(self, rng: np.random.Generator) -> FlowData:
+        """The data of one step."""
+        if not self.views:
+            return self
+        weights = np.array([v["weight"] for v in self.views], float)
+        view = self.views[int(rng.choice(len(self.views), p=weights / weights.sum()))]
+        return replace(self, views=(), **{k: v for k, v in view.items() if k != "weight"})
 
 
 @dataclass(slots=True)
@@ -155,10 +168,9 @@ def flow_loss(
     past = batch.past + rough * torch.randn(batch.past.shape, generator=rng)
 
     source_half = model.embed(batch.source, config.transformer.out_channels, bias=False)
-    tokens = torch.cat(
-        [model.embed(past[:, :clean]) + source_half[:, :clean], model.embed(noisy) + source_half],
-        dim=1,
-    )
+    tokens = model.embed(noisy) + source_half
+    if clean:
+        tokens = torch.cat([model.embed(past[:, :clean]) + source_half[:, :clean], tokens], dim=1)
     timestep = torch.cat([torch.zeros(b, clean), 1000 * sigma], dim=1)
     modulation = model.modulation(timestep)
     rows, columns = h // 2, w // 2
@@ -214,7 +226,7 @@ def train_flow(settings: TrainSettings, data: FlowData, start: Path | None = Non
     clips = load_latents(data.latents)
 
     def step(rng: np.random.Generator, noise: torch.Generator):
-        batch = sample_batch(rng, clips, data)
+        batch = sample_batch(rng, clips, data.draw_view(rng))
         return flow_loss(model, config, batch, noise, data.edited_weight)
 
     return Trainer(model, settings, step).run()
