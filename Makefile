@@ -8,7 +8,8 @@ PYTHON ?=
 OUT ?= out
 
 DEMO_BAG ?= demo/head_camera
-DEMO_ARGS ?=
+DEMO_ARGS ?= -i "turn the blue ball into a green cube" -i 3:"make the blue ball red" \
+	-i 6:"replace the yellow bottle with a cactus in a white pot" -i 9:"remove the blue ball"
 BENCH_INPUT ?= $(DEMO_BAG)
 BENCH_ENGINE_ARGS ?=
 BENCH_STREAM_ARGS ?=
@@ -39,6 +40,7 @@ lint: setup  ## ruff, and the package's own files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_package.py
+	$(BIN)/python tools/make_tables.py --check
 
 format: setup  ## let ruff put the sources in order
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from egoedit_ros.cli.common import check_output, positive_whole, put_in_place, shelter, whole
 
-DEMO_SEED = 1_000_100
+DEMO_SEED = 1_000_105
 TOPIC = "/image_raw"
 
 
