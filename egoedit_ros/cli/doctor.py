@@ -29,6 +29,12 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
     parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="instead: check the CUDA parts against the CPU and measure every configuration "
+        "(needs an NVIDIA GPU; minutes)",
+    )
+    parser.add_argument(
         "--recover",
         metavar="BAG",
         type=Path,
@@ -44,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             _write_json(args.json, {"recovered": str(target), "messages": count})
         return 0
+    if args.gpu:
+        from egoedit_ros.runtime.gpu_check import run_gpu_check
+
+        return run_gpu_check(args.json)
     results = []
     for check in MACHINE_CHECKS + ROS_CHECKS:
         results.append(check())

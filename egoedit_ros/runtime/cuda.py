@@ -10,6 +10,7 @@ handles and torch takes them as external streams. All CUDA imports are in :func:
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -182,8 +183,9 @@ class CudaSession(PieceSession):
 class GraphBackend(TorchBackend):
     """The pieces captured as CUDA graphs: one for each set of input shapes, made on first use.
 
-    A stream uses few: the past grows to the window and stays there. Inputs that are the very
-    tensors of the last call are not copied again, so what is given must not be changed in place.
+    A stream uses few: the past grows to the window and stays there; run that many chunks one by
+    one before overlapping them, since capturing waits for the whole device. Inputs that are the
+    very tensors of the last call are not copied again, so they must not be changed in place.
     """
 
     name = "cuda graphs"
@@ -192,11 +194,13 @@ class GraphBackend(TorchBackend):
         super().__init__(*args, **options)
         self.name = GraphBackend.name
         self._graphs: dict[tuple, _Captured] = {}
+        self._capturing = threading.Lock()  # lanes must not capture at the same time
 
     def run(self, piece: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         key = (piece, *(tuple(x.shape) for x in inputs))
         if key not in self._graphs:
-            self._graphs[key] = _Captured(self.pieces[piece], inputs)
+            with self._capturing:
+                self._graphs[key] = _Captured(self.pieces[piece], inputs)
         return self._graphs[key](inputs)
 
 

@@ -72,7 +72,9 @@ def build_engine(onnx: Path, profile: dict[str, list], precision: str) -> bytes:
         raise UserError(f"TensorRT cannot read {onnx}: {parser.get_error(0)}; export it again")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    if precision != "fp32":
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    else:
         config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
     shapes = builder.create_optimization_profile()
     for name, (smallest, usual, largest) in profile.items():

@@ -150,7 +150,7 @@ def test_the_report_names_what_fails_and_how_to_mend_it(fixed_checks, tmp_path, 
 
 def test_what_is_only_missing_is_no_failure(fixed_checks, monkeypatch):
     monkeypatch.setattr(doctor, "MACHINE_CHECKS", doctor.MACHINE_CHECKS[:2])
-    assert doctor.run(argparse.Namespace(recover=None, json=None)) == 0
+    assert doctor.run(argparse.Namespace(recover=None, json=None, gpu=False)) == 0
 
 
 def test_an_unwritable_json_file_is_wrong_input(fixed_checks, tmp_path, capsys):
