@@ -14,6 +14,7 @@ STAGES = {
     "latents": "encode the clips once for the transformer",
     "flow": "rectified flow with teacher forcing, block-causal",
     "flow_whole": "the same on whole frames, from the weights of flow",
+    "decoder": "teach the decoder what the transformer gives it",
     "bundle": "put the trained networks into a model folder",
 }
 
@@ -59,6 +60,16 @@ def run(args: argparse.Namespace) -> int:
         rest["views"] = tuple(rest.get("views", ()))
         data = _build(FlowData, {"latents": folders["latents"]} | rest)
         print(train_flow(settings, data, Path(start) if start else None))
+    elif args.stage == "decoder":
+        from egoedit_ros.train.decoder import DecoderData, train_decoder
+
+        settings, rest = _settings(args.stage, model, folders["output"], section)
+        given = {
+            "clips": folders["clips"],
+            "transformer": folders["output"] / f"{rest.pop('transformer', 'flow')}.safetensors",
+            "autoencoder": folders["output"] / "autoencoder.safetensors",
+        }
+        print(train_decoder(settings, _build(DecoderData, given | rest)))
     else:
         _bundle(folders["output"], model, section)
     return 0

@@ -230,4 +230,3 @@ def train_flow(settings: TrainSettings, data: FlowData, start: Path | None = Non
         return flow_loss(model, config, batch, noise, data.edited_weight)
 
     return Trainer(model, settings, step).run()
-

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``decoder``: teach the decoder what the transformer really gives it.
+
+Generated latents are smoother than encoded ones. A decoder that has only seen encoded ones passes
+the smear on; one that has seen generated ones takes edges from the source where the shape stays
+and keeps the camera's pixels where the latents are in doubt. The encoder is frozen: what latents
+mean, and with it the transformer, stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egoedit_ros.data.sim.generate import read_clip
+from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
+from egoedit_ros.model.checkpoint import fill, read_safetensors
+from egoedit_ros.model.config import EditorConfig, get_config
+from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
+from egoedit_ros.model.text import get_text_encoder
+from egoedit_ros.model.transformer import Transformer, causal_attend, token_grid
+from egoedit_ros.train.autoencoder import EDITED, AutoencoderData, crop_corner, picture_loss
+from egoedit_ros.train.latents import load_frozen, to_pixels
+from egoedit_ros.train.loop import Trainer, TrainSettings
+
+
+@dataclass(frozen=True)
+class DecoderData:
+    """Whole frames for the transformer, crops of ``crop`` pixels for the decoder.
+
+    true_share: samples that get the target's encoded latents instead of generated ones.
+    """
+
+    clips: Path
+    transformer: Path
+    autoencoder: Path
+    crop: int = 128
+    batch: int = 8
+    true_share: float = 0.25
+
+
+@torch.no_grad()
+def generate(
+    net: Transformer, config: EditorConfig, source: Tensor, text: Tensor, rng: torch.Generator
+) -> Tensor:
+    """Edited latents ``[B, C, h, w]`` of single latent frames, as a stream's first chunk."""
+    rows, columns = source.shape[-2] // 2, source.shape[-1] // 2
+    cos, sin = net.rope.angles(torch.zeros(1), *token_grid(rows, columns, source.device))
+    attend = causal_attend(
+        cos.to(source.dtype), sin.to(source.dtype), config.transformer.heads, chunk=1
+    )
+    source = source.unsqueeze(1)
+    half = net.embed(source, config.transformer.out_channels, bias=False)
+    context = net.text(text)
+    sigmas = step_sigmas(config.nfe, config.shift)
+    noisy = torch.randn(source.shape, generator=rng).to(source.dtype)
+    for index, sigma in enumerate(sigmas):
+        modulation = net.modulation(torch.full((1, 1), 1000 * sigma))
+        out = net(net.embed(noisy) + half, modulation, context, attend, (rows, columns))
+        clean = to_clean(out, noisy, sigma, source, config.transformer.anchored)
+        if index + 1 < len(sigmas):
+            fresh = torch.randn(source.shape, generator=rng).to(source.dtype)
+            noisy = add_noise(clean, fresh, sigmas[index + 1])
+    return clean[:, 0].float()
+
+
+def ssim_loss(made: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """1 - SSIM (7x7 windows) of ``[N, T, 3, H, W]`` in -1..1, averaged with ``[N, T, H, W]``."""
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.flatten(0, 1), 7, stride=1, padding=3)
+
+    a, b = mean(made), mean(wanted)
+    va, vb = mean(made.square()) - a.square(), mean(wanted.square()) - b.square()
+    cov = mean(made * wanted) - a * b
+    c1, c2 = 0.02**2, 0.06**2
+    similar = (2 * a * b + c1) * (2 * cov + c2)
+    similar = similar / ((a.square() + b.square() + c1) * (va + vb + c2))
+    weight = weight.flatten(0, 1).unsqueeze(1)
+    return ((1 - similar) * weight).sum() / (3 * weight.sum()).clamp(min=1)
+
+
+class DecoderStep:
+    """One batch: edit latents with the frozen transformer, decode crops, compare."""
+
+    def __init__(self, model: EdgeAutoencoder, config: EditorConfig, data: DecoderData) -> None:
+        self.model, self.config, self.data = model, config, data
+        self.paths = AutoencoderData(data.clips).paths()
+        self.encoder = load_frozen(data.autoencoder, config)
+        net = Transformer(config.transformer).eval().requires_grad_(False)
+        fill(net, read_safetensors(data.transformer), data.transformer)
+        self.net = net.to(torch.bfloat16)
+        self.text = get_text_encoder(config.text_encoder, config.transformer.text_len)
+
+    def __call__(
+        self, rng: np.random.Generator, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        sources, targets, corners, texts = [], [], [], []
+        while len(sources) < self.data.batch:
+            clip = read_clip(self.paths[rng.integers(len(self.paths))])
+            edit = int(rng.integers(len(clip.targets)))
+            first = 1 + 4 * int(rng.integers(0, (len(clip.source) - 1) // 4))
+            pair = np.stack([clip.source[first : first + 4], clip.targets[edit][first : first + 4]])
+            if rng.random() < 0.5:
+                pair = np.ascontiguousarray(pair[:, :, :, ::-1])
+            changed = np.abs(pair[0].astype(np.int16) - pair[1]).max(-1).max(0) > 12
+            corners.append(crop_corner(rng, changed, self.data.crop, self.data.crop))
+            sources.append(to_pixels(pair[0]))
+            targets.append(to_pixels(pair[1]))
+            texts.append(self.text(clip.instructions[edit]))
+        source, target = torch.cat(sources), torch.cat(targets)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            coded = self.encoder.encode(source.bfloat16())
+            text = torch.stack(texts).bfloat16()
+            made = generate(self.net, self.config, coded.latents.bfloat16(), text, noise)
+            true = max(1, round(self.data.true_share * len(made)))
+            exact = self.encoder.encode(target[:true].bfloat16()).latents.float()
+            made[:true] = exact + 0.1 * torch.randn(exact.shape, generator=noise)
+        return self._loss(source, target, coded, made, corners, true)
+
+    def _loss(self, source, target, coded, made, corners, true):
+        size = self.data.crop
+        cut = [_crop(x, corners, size) for x in (source, target)]
+        seen = Encoded(
+            _crop(coded.latents.float(), corners, size // 8, 8),
+            _crop(coded.fine.float(), corners, size // 4, 4),
+        )
+        edited = ((cut[0] - cut[1]).abs().amax(2) > EDITED).float()
+        frames, logits = self.model.decode(_crop(made, corners, size // 8, 8), seen)
+        frames, logits = frames.float(), logits.float()
+        merged = composite(frames, torch.sigmoid(logits), cut[0])
+        weight = 1 + 3 * edited.unsqueeze(2)
+        near = F.max_pool2d(edited, 9, stride=1, padding=4)
+        similar = ssim_loss(merged, cut[1], near)
+        loss = picture_loss(merged, cut[1], weight) + 0.5 * picture_loss(frames, cut[1], weight)
+        loss = loss + 0.3 * F.binary_cross_entropy_with_logits(logits, edited) + 0.5 * similar
+        with torch.no_grad():
+            mine, inside = slice(true, None), edited[true:].unsqueeze(2)
+            error = ((merged - cut[1]).square()[mine] * inside).sum()
+            before = ((cut[0] - cut[1]).square()[mine] * inside).sum()
+            report = {"gain": 1 - error / before.clamp(min=1e-6), "ssim": 1 - similar}
+        return loss, report
+
+
+def _crop(x: Tensor, corners: list[tuple[int, int]], size: int, scale: int = 1) -> Tensor:
+    """Each sample's square of ``size`` at its corner (pixels; ``scale`` pixels to a cell of x)."""
+    return torch.stack(
+        [
+            s[..., y // scale : y // scale + size, z // scale : z // scale + size]
+            for s, (y, z) in zip(x, corners, strict=True)
+        ]
+    )
+
+
+def train_decoder(settings: TrainSettings, data: DecoderData) -> Path:
+    """Run the stage; the checkpoint is a whole autoencoder."""
+    torch.manual_seed(settings.seed)
+    config = get_config(settings.model)
+    model = EdgeAutoencoder(config.autoencoder)
+    fill(model, read_safetensors(data.autoencoder), data.autoencoder)
+    model = model.to(memory_format=torch.channels_last)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("decoder_"))
+    return Trainer(model, settings, DecoderStep(model, config, data)).run()
