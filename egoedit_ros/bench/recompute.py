@@ -86,8 +86,7 @@ class _Denoising:
         session = self.session
         session.reset()
         for chunk in range(WINDOW - 1):
-            half = self.source_half(chunk)
-            session._forward(self.clean[chunk], half, session._clean, session._context, True)
+            session._remember(self.clean[chunk], self.source_half(chunk), session._context)
 
     def ours(self) -> None:
         """One chunk: its steps and the pass that makes it past."""
@@ -146,7 +145,7 @@ def agreement(model: EditModel, size: tuple[int, int] = (128, 96)) -> float:
     session = work.session
     work.fill()
     got = session._forward(
-        work.clean[-1], work.source_half(-1), session._steps[1], session._context, False
+        work.clean[-1], work.source_half(-1), session._steps[1], session._context
     )
     theirs = diffusers_transformer(exact.transformer)
     tokens = CHUNK_LATENTS * session._grid[0] * session._grid[1]

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
-from egoedit_ros.model.transformer import Attend, Transformer, rotate, split_heads, token_grid
+from egoedit_ros.model.transformer import (
+    Attend,
+    Modulation,
+    TextContext,
+    Transformer,
+    rotate,
+    split_heads,
+    token_grid,
+)
 
 
 class KeyValueCache:
@@ -31,6 +39,7 @@ class KeyValueCache:
     ) -> None:
         config = transformer.config
         weight = transformer.proj_out.weight
+        self._transformer = transformer
         self.chunk = chunk_latents
         self.window = window_chunks
         self.sink = sink_chunks
@@ -99,6 +108,19 @@ class KeyValueCache:
             return seen.transpose(1, 2).reshape(shape)
 
         return attend
+
+    def remember(self, tokens: Tensor, modulation: Modulation, text: TextContext) -> None:
+        """Make a chunk, given as clean tokens ``[B, F, S, D]``, the newest of the past.
+
+        The same as a pass with ``attend(store=True)``, less what would only make its output.
+        """
+        if not self.window:
+            return
+        slot = self._free_slot()
+        k, v = self._transformer.last_keys(tokens, modulation, text, self.attend(store=True))
+        self._keys[-1][slot].copy_(split_heads(k, self.heads))
+        self._values[-1][slot].copy_(split_heads(v, self.heads))
+        self.advance()
 
     # What a runtime takes that has the network in a file or a graph, with the past as tensors.
 

@@ -194,6 +194,12 @@ class Block(nn.Module):
         h = self.norm3(x) * (1 + scale2) + shift2
         return x + self.ffn(h) * gate2
 
+    def keys(self, x: Tensor, modulation: Modulation) -> tuple[Tensor, Tensor]:
+        """Self-attention's keys, not rotated, and values of this block's input: [B, F, S, D]."""
+        shift, scale = (self.scale_shift_table + modulation.block).unbind(-2)[:2]
+        h = self.norm1(x) * (1 + scale) + shift
+        return self.attn1.norm_k(self.attn1.to_k(h)), self.attn1.to_v(h)
+
 
 class Transformer(nn.Module):
     """Tokens in, tokens out; what is attended to is the caller's (see :data:`Attend`)."""
@@ -258,6 +264,18 @@ class Transformer(nn.Module):
         b, f = x.shape[:2]
         x = x.reshape(b, f, rows, columns, ph, pw, -1).permute(0, 1, 6, 2, 4, 3, 5)
         return x.reshape(b, f, -1, rows * ph, columns * pw)
+
+    def last_keys(
+        self, tokens: Tensor, modulation: Modulation, text: TextContext, attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` for a cache's sake: keys and values of the last block, where it ends.
+
+        ``attend`` sees those of the blocks before.
+        """
+        x = tokens
+        for layer, block in enumerate(self.blocks[:-1]):
+            x = block(x, layer, modulation, text, attend)
+        return self.blocks[-1].keys(x, modulation)
 
 
 def token_grid(

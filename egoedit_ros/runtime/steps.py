@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from egoedit_ros.model.autoencoder import EdgeStream, Encoded
 from egoedit_ros.model.transformer import TextContext, Transformer, rotate, split_heads
-from egoedit_ros.stream.edit_session import EditModel, EditSession
+from egoedit_ros.stream.edit_session import EditModel, EditSession, load_model
 
 ENCODER, STEP, DECODER = PIECES = ("encoder", "denoise_step", "decoder")
 INPUTS = {
@@ -196,23 +196,36 @@ class PieceSession(EditSession):
         self._stacked_past = (None, *(torch.empty(0),) * 2)
 
     def _forward(
-        self,
-        latents: Tensor,
-        source_half: Tensor,
-        modulation: Tensor,
-        context: TextContext,
-        store: bool,
+        self, latents: Tensor, source_half: Tensor, modulation: Tensor, context: TextContext
     ) -> Tensor:
+        return self._step(latents, source_half, modulation, context)[0]
+
+    def _remember(self, clean: Tensor, source_half: Tensor, context: TextContext) -> None:
+        _, keys, values = self._step(clean, source_half, self._clean, context)
+        self._cache.write(keys, values)
+
+    def _step(
+        self, latents: Tensor, source_half: Tensor, timestep: Tensor, context: TextContext
+    ) -> tuple[Tensor, ...]:
         if self._stacked[0] is not context:
             self._stacked = (context, torch.stack(context.keys), torch.stack(context.values))
         past = self._cache.past()
         if self._stacked_past[0] is not past:
             stacked = [torch.stack(side) for side in zip(*past, strict=True)]
             self._stacked_past = (past, *(stacked or (self._nothing, self._nothing)))
-        output, keys, values = self.backend.run(
-            STEP, latents, source_half, modulation, *self._stacked[1:], *self._stacked_past[1:],
+        return self.backend.run(
+            STEP, latents, source_half, timestep, *self._stacked[1:], *self._stacked_past[1:],
             *self._cache.rotation(),
         )  # fmt: skip
-        if store:
-            self._cache.write(keys, values)
-        return output
+
+
+def open_compiled_session(model: str, device: str = "auto", *args, **options) -> PieceSession:
+    """A stream whose network goes through ``torch.compile``: once for each length of the past.
+
+    Needs a C++ compiler on the CPU. Raises UserError as load_model does.
+    """
+
+    def backend(session: PieceSession) -> TorchBackend:
+        return TorchBackend(session.model, session.grid, compile=True)
+
+    return PieceSession(load_model(model, device), backend, *args, **options)

@@ -249,7 +249,7 @@ class EditSession:
         if self.model.config.strength < 1:
             noisy = add_noise(source, noisy, self._sigmas[0])
         for step, (sigma, modulation) in enumerate(zip(self._sigmas, self._steps, strict=True)):
-            output = self._forward(noisy, source_half, modulation, context, store=False)
+            output = self._forward(noisy, source_half, modulation, context)
             clean = to_clean(output, noisy, sigma, source, config.anchored)
             if step + 1 < self.nfe:
                 noisy = add_noise(clean, noise(), self._sigmas[step + 1])
@@ -262,18 +262,19 @@ class EditSession:
         source_half: Tensor,
         modulation: Modulation,
         context: TextContext,
-        store: bool,
     ) -> Tensor:
-        """The transformer on a chunk and its past; store: make the chunk the newest of the past.
+        """The transformer on a chunk, in sight of its past.
 
         latents ``[1, F, C, h, w]``, source_half: the source's part of the tokens ``[1, F, S, D]``.
         """
         net = self.model.transformer
         tokens = net.embed(latents) + source_half
-        output = net(tokens, modulation, context, self._cache.attend(store), self._grid)
-        if store:
-            self._cache.advance()
-        return output
+        return net(tokens, modulation, context, self._cache.attend(store=False), self._grid)
+
+    def _remember(self, clean: Tensor, source_half: Tensor, context: TextContext) -> None:
+        """Make a chunk, given as its clean latents, the newest of the past."""
+        tokens = self.model.transformer.embed(clean) + source_half
+        self._cache.remember(tokens, self._clean, context)
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -284,9 +285,8 @@ class EditSession:
         """
         if self._unsettled is None:
             return
-        clean, source_half, context = self._unsettled
-        self._unsettled = None
-        self._forward(clean, source_half, self._clean, context, store=True)
+        chunk, self._unsettled = self._unsettled, None
+        self._remember(*chunk)
 
     @torch.inference_mode()
     def decode(self, work: ChunkWork) -> ChunkWork:

@@ -116,8 +116,9 @@ def open_session(
     """Load ``model`` and open a stream on it.
 
     model: ``null``, a bundled name (``edge``) or a path to weights. size: (width, height), the
-    model's own if None. runtime: ``torch``, or ``onnx`` (ONNX Runtime on the CPU, float32, from
-    files exported on first use). Raises UserError when the model or the device is not there.
+    model's own if None. runtime: ``torch``; ``compile`` (torch.compile; minutes for the first
+    chunks); ``onnx`` (ONNX Runtime on the CPU, float32, from files exported on first use). Raises
+    UserError when the model or the device is not there.
     """
     if model == "null":
         return NullSession(size or (256, 192), chunk_latents or 1)
@@ -131,6 +132,10 @@ def open_session(
         from egoedit_ros.runtime.onnx_backend import open_onnx_session
 
         return open_onnx_session(model, device, size, chunk_latents, nfe, preserve)
+    if runtime == "compile":
+        from egoedit_ros.runtime.steps import open_compiled_session
+
+        return open_compiled_session(model, device, size, chunk_latents, nfe, preserve)
     if runtime != "torch":
-        raise UserError(f"no runtime called {runtime!r}; use torch or onnx")
+        raise UserError(f"no runtime called {runtime!r}; use torch, compile or onnx")
     return EditSession(load_model(model, device), size, chunk_latents, nfe, preserve)

@@ -134,3 +134,19 @@ def test_the_sink_is_kept_and_the_rest_slides():
 
     one, other = torch.randn(2, 1, 1, SMALL.in_channels, 6, 8)
     assert not torch.allclose(last(one), last(other), atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_remembering_leaves_what_a_whole_pass_leaves(window):
+    model = _model(SMALL)
+    context = model.text(torch.randn(1, SMALL.text_len, SMALL.text_dim))
+    zero = model.modulation(torch.zeros(1, 1))
+    whole, short = (KeyValueCache(model, GRID, 1, window) for _ in range(2))
+    for latents in torch.randn(5, 1, 1, SMALL.in_channels, 6, 8):
+        tokens = model.embed(latents)
+        model(tokens, zero, context, whole.attend(store=True), GRID)
+        whole.advance()
+        short.remember(tokens, zero, context)
+        for a, b in zip(whole.past(), short.past(), strict=True):
+            assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert len(short.past()) == (SMALL.layers if window else 0)
