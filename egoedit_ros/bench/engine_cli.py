@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from egoedit_ros.cli.common import positive_whole
+from egoedit_ros.cli.common import add_runtime_option, positive_whole
 
 FPS_NFE = (2, 4)
 
@@ -14,12 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench engine`` beside the output's."""
     parser.add_argument("--model", default="edge", metavar="edge|NAME|PATH")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument(
-        "--runtime",
-        default="torch",
-        choices=("torch", "onnx"),
-        help="onnx: ONNX Runtime on the CPU, float32; default: torch",
-    )
+    add_runtime_option(parser)
     parser.add_argument("--threads", type=positive_whole, metavar="N", help="default: torch's")
     parser.add_argument("--soak", type=positive_whole, metavar="N", help="also run N chunks")
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from egoedit_ros.bench import edit_cli, engine_cli
-from egoedit_ros.cli.common import add_model_options, positive_whole, table
+from egoedit_ros.cli.common import add_model_options, add_runtime_option, positive_whole, table
 from egoedit_ros.errors import UserError
 
 
@@ -21,6 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     edit.add_argument("--clips", type=positive_whole, default=20, metavar="N")
     edit.add_argument("--sheet", type=Path, metavar="PNG", help="also draw a contact sheet")
     add_model_options(edit)
+    add_runtime_option(edit)
     _output(edit)
     edit_cli.add_options(edit)
 
@@ -62,6 +63,7 @@ def _open(args: argparse.Namespace, nfe: int | None = None):
         model_size(getattr(args, "size", None)),
         getattr(args, "chunk_latents", None),
         nfe or getattr(args, "nfe", None),
+        runtime=args.runtime,
     )
 
 
@@ -69,6 +71,7 @@ def _config(session) -> dict:
     return {
         "model": session.name,
         "device": session.device,
+        "runtime": getattr(session, "runtime", "torch"),
         "size": f"{session.size[0]}x{session.size[1]}",
         "chunk_latents": session.chunk_latents,
         "nfe": getattr(session, "nfe", 0),

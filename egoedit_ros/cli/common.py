@@ -63,6 +63,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runtime_option(parser: argparse.ArgumentParser) -> None:
+    """``--runtime``, of the commands that run the model in their own process."""
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "compile", "onnx"),
+        default="torch",
+        help="compile: torch.compile, slow to start; onnx: ONNX Runtime on the CPU, float32; "
+        "default: torch",
+    )
+
+
 def add_output_options(parser: argparse.ArgumentParser, what: str) -> None:
     """``-o``, ``--overwrite``, ``--json``."""
     parser.add_argument("-o", "--output", metavar="PATH", type=Path, required=True, help=what)

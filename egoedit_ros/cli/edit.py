@@ -16,6 +16,7 @@ from egoedit_ros.cli.common import (
     add_instruction_options,
     add_model_options,
     add_output_options,
+    add_runtime_option,
     check_output,
     model_size,
     put_in_place,
@@ -34,6 +35,7 @@ def add_parser(subparsers) -> None:
     add_instruction_options(parser)
     add_output_options(parser, "video file for a video, bag folder for a bag")
     add_model_options(parser)
+    add_runtime_option(parser)
     parser.add_argument(
         "--replace",
         action="store_true",
@@ -95,6 +97,7 @@ class OfflineEditor:
             size=size,
             chunk_latents=args.chunk_latents,
             nfe=args.nfe,
+            runtime=args.runtime,
         )
         # In place of the camera's picture the edit must fit its camera_info.
         output_size = args.output_size or ("camera" if args.replace else "model")
