@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from egoedit_ros.bench.grid import Clip, Pair, load_clip, pair_up
+from egoedit_ros.bench.grid import Pair, load_clip, pair_up
 from egoedit_ros.bench.judge import judged_frames
 from egoedit_ros.bench.metrics import clip as clip_metrics
 from egoedit_ros.bench.metrics.score import PAPER_CHUNKS, Values, score_pair
@@ -76,7 +76,8 @@ def do_job(settings: SuiteSettings, job: Job) -> dict:
     import cv2
 
     cv2.setNumThreads(1)
-    _set_threads(settings.threads)
+    if settings.model or settings.clip or settings.pickscore:
+        _set_threads(settings.threads)
     session = _session(settings.model, settings.threads) if settings.model else None
     result = {
         "data_id": job.item.data_id,
@@ -90,6 +91,9 @@ def do_job(settings: SuiteSettings, job: Job) -> dict:
         return result | _scored(settings, job, edited, [*job.notes, *notes])
     except UserError as error:
         return result | {"problem": str(error)}
+    except Exception as error:  # one odd file must not end the hours of the others
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        return result | {"problem": said[:300]}
 
 
 def _scored(settings: SuiteSettings, job: Job, edited: Path, notes: list[str]) -> dict:
@@ -112,8 +116,8 @@ def _scored(settings: SuiteSettings, job: Job, edited: Path, notes: list[str]) -
     }
     pictures = kept.get("pictures", 0) if "local" in parts else 0
     if len(parts) < len(keys) or not _pictures_there(settings.work, job.item.data_id, pictures):
-        source = _load(job.source, settings.most_frames)
-        pair = pair_up(source, _load(edited, settings.most_frames), settings.align)
+        clips = (load_clip(path, settings.most_frames) for path in (job.source, edited))
+        pair = pair_up(*clips, settings.align)
         notes = [*notes, *pair.notes]
         pictures = _keep_pictures(settings.work, job.item.data_id, pair)
         if "local" not in parts:
@@ -134,10 +138,6 @@ def _scored(settings: SuiteSettings, job: Job, edited: Path, notes: list[str]) -
         values |= part["values"]
         why |= part["why"]
     return {"values": values, "why": why, "pictures": pictures, "notes": notes}
-
-
-def _load(path: Path, most: int) -> Clip:
-    return load_clip(path, most)
 
 
 def _clip_part(name: str, settings: SuiteSettings, pair: Pair, instruction: str) -> dict:

@@ -12,11 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from egoedit_ros.bench.edit_jobs import Job, SuiteSettings, do_job, picture_paths
 from egoedit_ros.bench.judge import CRITERIA, Verdict, judge_item
 from egoedit_ros.bench.judge_client import ChatClient
 from egoedit_ros.bench.metrics.clip import NO_VICLIP
-from egoedit_ros.bench.metrics.registry import CONTROL_TASKS, METRICS, TASKS, task_name
+from egoedit_ros.bench.metrics.registry import (
+    CONTROL_TASKS,
+    LOWER,
+    METRICS,
+    NEITHER,
+    TASKS,
+    task_name,
+)
 from egoedit_ros.bench.paper import published
 from egoedit_ros.data.tables import BenchItem, VideoFolder
 from egoedit_ros.errors import UserError
@@ -127,6 +136,7 @@ def judge_all(client: ChatClient, work: Path, results: list[dict], tick: Tick) -
                 tick(number, f"{client.sent} requests, {client.cached} from the cache")
         except BaseException:
             stop.append("interrupted")
+            client.stop()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     order = {r["data_id"]: i for i, r in enumerate(results)}
@@ -208,15 +218,17 @@ def badness(items: list[dict]) -> list[float]:
 
     With a judge only its score counts; ties share a rank.
     """
-    directed = [m for m in METRICS if m.better != "-"]
+    directed = [m for m in METRICS if m.better != NEITHER]
     if any(i["values"]["vlm"] is not None for i in items):
         directed = [m for m in directed if m.name == "vlm"]
-    ranks: list[list[float]] = [[] for _ in items]
-    for metric in directed:
-        known = [(i, r["values"][metric.name]) for i, r in enumerate(items)]
-        known = [(i, v if metric.better == "lower" else -v) for i, v in known if v is not None]
-        for i, value in known:
-            below = sum(v < value for _, v in known)
-            equal = sum(v == value for _, v in known)
-            ranks[i].append((below + (equal - 1) / 2) / max(1, len(known) - 1))
-    return [sum(r) / len(r) if r else 0.0 for r in ranks]
+    ranks = np.full((len(directed), len(items)), np.nan)
+    for row, metric in zip(ranks, directed, strict=True):
+        values = np.array([i["values"][metric.name] for i in items], dtype=float)
+        values = values if metric.better == LOWER else -values
+        known = np.sort(values[np.isfinite(values)])
+        below = np.searchsorted(known, values, "left")
+        upto = np.searchsorted(known, values, "right")
+        rank = (below + upto - 1) / 2 / max(1, len(known) - 1)
+        row[:] = np.where(np.isfinite(values), rank, np.nan)
+    known = np.isfinite(ranks)
+    return (np.where(known, ranks, 0).sum(0) / np.maximum(1, known.sum(0))).tolist()

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -79,6 +78,7 @@ class ChatClient:
         self._lock = threading.Lock()
         self._places = threading.Semaphore(settings.concurrency)
         self._structured = True
+        self._stopped = threading.Event()
         cache.mkdir(parents=True, exist_ok=True)
 
     def ask(self, body: dict, read: Callable[[str], dict], attempt: int = 0) -> dict:
@@ -101,6 +101,10 @@ class ChatClient:
         part.replace(kept)
         return found
 
+    def stop(self) -> None:
+        """Send no further request; those that wait to be sent again give up."""
+        self._stopped.set()
+
     @staticmethod
     def _name(body: dict, attempt: int) -> str:
         whole = json.dumps([body, attempt], sort_keys=True).encode()
@@ -110,7 +114,7 @@ class ChatClient:
         """The words of the first choice of the answer."""
         last, wait = "", 0.0
         for number in range(TRIES):
-            time.sleep(wait)
+            self._stopped.wait(wait)
             self._spend()
             structured = self._structured and "response_format" in body
             try:
@@ -139,6 +143,8 @@ class ChatClient:
         raise JudgeError(f"no answer after {TRIES} tries; the last: {last}", unreachable)
 
     def _spend(self) -> None:
+        if self._stopped.is_set():
+            raise JudgeError("stopped", True)
         with self._lock:
             budget = self.settings.budget
             if budget is not None and self.sent >= budget:

@@ -7,6 +7,8 @@ measured at 256x192, against what the source itself does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -25,37 +27,57 @@ def small(frames: np.ndarray) -> np.ndarray:
     return np.stack([cv2.resize(f, SIZE, interpolation=cv2.INTER_AREA) for f in frames])
 
 
-def warp_errors(source: np.ndarray, edited: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean absolute difference of each frame to the one before it, moved by the source's flow.
+@dataclass(slots=True)
+class Step:
+    """Where the pixels of a frame were in the one before, float32 ``[h, w]`` each, and where that
+    is known, bool ``[h, w]``."""
 
-    Takes clips as :func:`small` makes them. Returns float ``[n-1]`` in grey levels, of the source
-    and of the edit; NaN where the source's flow holds nowhere (a cut).
-    """
+    to_x: np.ndarray
+    to_y: np.ndarray
+    visible: np.ndarray
+
+
+def source_motion(source: np.ndarray) -> list[Step | None]:
+    """The steps of a clip as :func:`small` makes it; None where its flow holds nowhere (a cut)."""
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     greys = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in source]
     height, width = greys[0].shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    found = np.full((2, len(greys) - 1), np.nan)
-    for i, (before, after) in enumerate(zip(greys, greys[1:], strict=False)):
+    steps: list[Step | None] = []
+    for before, after in zip(greys, greys[1:], strict=False):
         back = flow.calc(after, before, None)
         forth = flow.calc(before, after, None)
         to_x, to_y = x + back[..., 0], y + back[..., 1]
         returned = cv2.remap(forth, to_x, to_y, cv2.INTER_LINEAR)
         visible = np.hypot(*np.moveaxis(back + returned, -1, 0)) < MOST_MISS
         visible &= (to_x >= 0) & (to_x <= width - 1) & (to_y >= 0) & (to_y <= height - 1)
-        if visible.mean() < FEWEST_VISIBLE:
-            continue
-        for row, clip in enumerate((source, edited)):
-            moved = cv2.remap(clip[i], to_x, to_y, cv2.INTER_LINEAR).astype(np.int16)
-            found[row, i] = np.abs(moved - clip[i + 1])[visible].mean()
-    return found[0], found[1]
+        known = visible.mean() >= FEWEST_VISIBLE
+        steps.append(Step(to_x, to_y, visible) if known else None)
+    return steps
 
 
-def temporal_error(errors: tuple[np.ndarray, np.ndarray]) -> float | None:
-    """Flow-compensated difference of the edit over the source's own; 1 = as steady. None: cuts."""
-    source, edited = (np.nanmean(e) if np.isfinite(e).any() else np.nan for e in errors)
-    ratio = (edited + FLOOR) / (source + FLOOR)
-    return float(ratio) if np.isfinite(ratio) else None
+def warp_errors(frames: np.ndarray, steps: list[Step | None]) -> np.ndarray:
+    """Mean absolute difference of each frame to the one before it, moved as the source moved.
+
+    frames: as :func:`small` makes them. Returns float ``[n-1]`` in grey levels, NaN where the
+    source's flow is not known.
+    """
+    found = np.full(len(steps), np.nan)
+    for i, step in enumerate(steps):
+        if step is not None:
+            moved = cv2.remap(frames[i], step.to_x, step.to_y, cv2.INTER_LINEAR)
+            found[i] = cv2.absdiff(moved, frames[i + 1])[step.visible].mean()
+    return found
+
+
+def temporal_error(source: np.ndarray, edited: np.ndarray) -> float | None:
+    """Flow-compensated difference of the edit over the source's own; 1 = as steady. None: cuts.
+
+    Both from :func:`warp_errors`.
+    """
+    if not np.isfinite(source).any():
+        return None
+    return float((np.nanmean(edited) + FLOOR) / (np.nanmean(source) + FLOOR))
 
 
 def flicker(source: np.ndarray, edited: np.ndarray) -> float:
@@ -78,14 +100,13 @@ def chunk_borders(count: int, first: int, others: int) -> list[int]:
 
 
 def chunk_jump(
-    errors: tuple[np.ndarray, np.ndarray], edited_index: np.ndarray, borders: list[int]
+    source: np.ndarray, edited: np.ndarray, edited_index: np.ndarray, borders: list[int]
 ) -> float | None:
     """Flow-compensated difference across chunk borders over that within chunks, less the source's.
 
-    edited_index: number in the edited file of each frame compared. 1 = no jumps. None with fewer
-    than two borders.
+    source, edited: from :func:`warp_errors`. edited_index: number in the edited file of each frame
+    compared. 1 = no jumps. None with fewer than two borders.
     """
-    source, edited = errors
     ratio = (edited + FLOOR) / (source + FLOOR)
     steps = zip(edited_index, edited_index[1:], strict=False)
     at = np.array([any(a < border <= z for border in borders) for a, z in steps])

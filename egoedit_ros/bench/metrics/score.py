@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import cv2
 
 from egoedit_ros.bench.grid import GRID, Pair
@@ -18,18 +20,27 @@ Values = dict[str, float | None]
 NOT_FOR_TASK = "does not apply to this task"
 
 
+@dataclass(slots=True)
+class SourceKnown:
+    """What was found in a source, to be given again with another edit of it: hands by number of
+    the frame, motion by the frames taken."""
+
+    hands: dict[int, hands.Hands] = field(default_factory=dict)
+    motion: dict[bytes, list[motion.Step | None]] = field(default_factory=dict)
+
+
 def score_pair(
     pair: Pair,
     task: str | None = None,
     chunks: tuple[int, int] | None = PAPER_CHUNKS,
-    source_hands: dict[int, hands.Hands] | None = None,
+    known: SourceKnown | None = None,
 ) -> tuple[Values, dict[str, str]]:
     """(figures by name, why those that are None are not there).
 
     task: of the registry, deciding what applies; None: everything does. chunks: frames of the
-    first and of the other chunks, None where the editor knows no chunks. source_hands: hands by
-    number of the source's frame, filled here and to be given again for another edit of it.
+    first and of the other chunks, None where the editor knows no chunks. known: filled here.
     """
+    known = known or SourceKnown()
     cv2.setNumThreads(1)
     values: Values = dict.fromkeys(LOCAL_METRICS)
     why: dict[str, str] = {}
@@ -49,25 +60,27 @@ def score_pair(
     if task in MOVING_TASKS:
         why |= {"temporal_error": NOT_FOR_TASK, "chunk_jump": NOT_FOR_TASK}
     else:
-        errors = motion.warp_errors(*small)
-        values["temporal_error"] = motion.temporal_error(errors)
+        frames = pair.source_index.tobytes()
+        if frames not in known.motion:
+            known.motion[frames] = motion.source_motion(small[0])
+        errors = [motion.warp_errors(clip, known.motion[frames]) for clip in small]
+        values["temporal_error"] = motion.temporal_error(*errors)
         if chunks is None:
             why["chunk_jump"] = "this editor has no chunks"
         else:
             borders = motion.chunk_borders(int(pair.edited_index[-1]) + 1, *chunks)
-            values["chunk_jump"] = motion.chunk_jump(errors, pair.edited_index, borders)
+            values["chunk_jump"] = motion.chunk_jump(*errors, pair.edited_index, borders)
 
     lacking = hands.missing() if task is None or task in HAND_TASKS else NOT_FOR_TASK
     if lacking:
         why["hands_kept"] = lacking
     else:
-        known = {} if source_hands is None else source_hands
         before = []
         for i in looked_at:
             index = int(pair.source_index[i])
-            if index not in known:
-                known[index] = hands.find_hands(pair.source[i])
-            before.append(known[index])
+            if index not in known.hands:
+                known.hands[index] = hands.find_hands(pair.source[i])
+            before.append(known.hands[index])
         after = [hands.find_hands(frame) for frame in edited]
         values["hands_kept"] = hands.hands_kept(before, after, GRID[0] / GRID[1])
 
