@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.memory import require_memory
 from egoedit_ros.model.transformer import (
     Attend,
     Modulation,
@@ -51,6 +53,9 @@ class KeyValueCache:
         self.heads = config.heads
         self.tokens = grid[0] * grid[1]
         shape = (window_chunks, batch, config.heads, chunk_latents * self.tokens, config.head_dim)
+        if not weight.is_meta:
+            size = 2 * config.layers * math.prod(shape) * weight.element_size()
+            require_memory(f"a past of {window_chunks} chunks", size, weight.device)
         self._keys = [torch.zeros(shape, dtype=weight.dtype, device=weight.device)
                       for _ in range(config.layers)]  # fmt: skip
         self._values = [torch.zeros_like(k) for k in self._keys]

@@ -150,3 +150,9 @@ def test_remembering_leaves_what_a_whole_pass_leaves(window):
         for a, b in zip(whole.past(), short.past(), strict=True):
             assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     assert len(short.past()) == (SMALL.layers if window else 0)
+
+
+def test_a_past_too_large_for_the_memory_is_said(monkeypatch):
+    monkeypatch.setattr("egoedit_ros.model.memory.free_memory", lambda device: 10_000)
+    with pytest.raises(UserError, match="a past of 4 chunks needs"):
+        KeyValueCache(_model(SMALL), GRID, 1, window_chunks=4)
