@@ -143,7 +143,7 @@ def export(
         "window_chunks": config.window_chunks,
         "sink_chunks": config.sink_chunks,
         "nfe": config.nfe,
-        "sigmas": step_sigmas(config.nfe, config.shift),
+        "sigmas": step_sigmas(config.nfe, config.shift, config.strength),
         "anchored": config.transformer.anchored,
         "opset": OPSET,
         "files": {p: f"{p}.onnx" for p in PIECES},
