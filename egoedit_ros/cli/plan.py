@@ -130,8 +130,9 @@ def _show_paper(check: dict) -> None:
     print(
         f"  Fitted: convolutions reach {fitted['conv']:.2f} of peak, from {fitted['to']}.\n"
         f"  Assumed: {assumed['matmul']:.2f} for products, {assumed['attention']:.2f} for "
-        f"attention, {assumed['streaming']:.2f} of the memory rate, {assumed['launch_us']:.0f} us a "
-        "kernel; the\n  transformer's elementwise work compiled to a third. All else is predicted."
+        f"attention, {assumed['streaming']:.2f} of the memory rate, "
+        f"{assumed['launch_us']:.0f} us a kernel; the\n"
+        "  transformer's elementwise work compiled to a third. All else is predicted."
     )
     two, four = check["implied"]["patch_2x2"], check["implied"]["patch_4x4"]
     print(
@@ -139,8 +140,8 @@ def _show_paper(check: dict) -> None:
         f"{two['tokens_per_latent']} tokens a latent of a 2x2 patch, and the GPU's\n  peak is "
         f"{two['peak_bf16'] / 1e12:.0f} in bf16 and {two['peak_fp8'] / 1e12:.0f} in fp8; with "
         f"{four['tokens_per_latent']} tokens (4x4) it would be "
-        f"{four['implied_flops_per_s'] / 1e12:.0f}. So Table 2 was not measured\n  with 10.7B dense "
-        "parameters on that many tokens on one such GPU; how, is not published.\n"
+        f"{four['implied_flops_per_s'] / 1e12:.0f}. So Table 2 was not\n  measured with 10.7B "
+        "dense parameters on that many tokens on one such GPU; how, is not published.\n"
         "  --patch 4 plans for fewer tokens."
     )
 
@@ -171,15 +172,12 @@ def _show_beating(rows: list[dict], gpu: str, config) -> None:
 def _show_cpu(check: dict) -> None:
     rates = {k: v / 1e9 for k, v in check["rates"].items()}
     print(
-        f"\nCheck on this CPU ({check['threads']} threads, {check['dtype']}; measured rates: "
+        f"\nCheck on one core of this CPU ({check['dtype']}, CPU time; measured rates: "
         f"products {rates['matmul_flops']:.0f}, convolutions {rates['conv_flops']:.0f}, attention "
         f"{rates['attention_flops']:.0f} GFLOP/s, memory {rates['bytes']:.1f} GB/s)"
     )
-    if check["load"] > check["threads"] / 4:
-        print(
-            f"  The machine was busy with other things (load {check['load']:.1f}): what was "
-            "measured is too long."
-        )
+    if check["load"] > 1:
+        print(f"  The machine was busy (load {check['load']:.1f}); a quiet one is measured better.")
     for name, model in check["models"].items():
         size = "x".join(str(side) for side in model["size"])
         print(f"  {name} {size}, {model['nfe']} NFE: ms of a chunk, predicted / measured")

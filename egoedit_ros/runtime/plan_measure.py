@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan's method on this machine: what it predicts for small models, and what they take."""
+"""The plan's method on this machine: what it predicts for small models, and what they take.
+
+Everything here runs on one core and counts its own CPU time, so that other work on the machine
+disturbs little.
+"""
 
 from __future__ import annotations
 
@@ -32,40 +36,40 @@ SMALL_WAN = EditorConfig(
 )  # fmt: skip
 
 
-def best_seconds(function: Callable[[], object], seconds: float = 0.3) -> float:
-    """The shortest of the calls that fit into ``seconds`` (at least three), after one more."""
+def typical_seconds(function: Callable[[], object], seconds: float = 0.3) -> float:
+    """CPU time of a call: the median of those that fit into ``seconds``, after one more."""
     function()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 200):
-        start = time.perf_counter()
+    times, end = [], time.process_time() + seconds
+    while len(times) < 3 or (time.process_time() < end and len(times) < 1000):
+        start = time.process_time()
         function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times.append(time.process_time() - start)
+    return float(np.median(times))
 
 
 def this_cpu(dtype: torch.dtype) -> Device:
-    """Rates of this CPU, measured in about a second: a product of matrices, a convolution,
-    attention, and a sum of long vectors."""
-    a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-    matmul = 2 * 1024**3 / best_seconds(lambda: a @ b)
+    """Rates of one core of this CPU, measured in about a second: a product of matrices (of about
+    the small models' sizes), a convolution, attention, and a pass over a vector."""
+    a, b = torch.randn(192, 384).to(dtype), torch.randn(384, 1024).to(dtype)
+    matmul = 2 * 192 * 384 * 1024 / typical_seconds(lambda: a @ b)
     image = torch.randn(1, 96, 64, 64).to(dtype, memory_format=torch.channels_last)
     conv = torch.nn.Conv2d(96, 96, 3, padding=1).to(dtype, memory_format=torch.channels_last)
-    long = torch.randn(1 << 24).to(dtype)
+    long = torch.randn(1 << 20).to(dtype)  # activations of small models stay in the caches
     q = torch.randn(1, 4, 192, 64).to(dtype)
     kv = torch.randn(1, 4, 576, 64).to(dtype)
     with torch.no_grad():
-        conv_rate = 2 * 9 * 96 * 96 * 64 * 64 / best_seconds(lambda: conv(image))
+        conv_rate = 2 * 9 * 96 * 96 * 64 * 64 / typical_seconds(lambda: conv(image))
         attention = (
             4
             * 4
             * 192
             * 576
             * 64
-            / best_seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, kv, kv))
+            / typical_seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, kv, kv))
         )
-    bandwidth = 2 * long.nbytes / best_seconds(lambda: torch.neg(long))
+    bandwidth = 2 * long.nbytes / typical_seconds(lambda: torch.neg(long))
     small = torch.randn(8).to(dtype)
-    launch = best_seconds(lambda: small.neg(), 0.05)
+    launch = typical_seconds(lambda: small.neg(), 0.05)
     return Device(
         "this CPU", matmul, matmul, bandwidth, 0.0, matmul=1.0, conv=conv_rate / matmul,
         attention=attention / matmul, streaming=1.0, launch_s=launch,
@@ -82,29 +86,36 @@ def random_model(config: EditorConfig, dtype: torch.dtype) -> EditModel:
 
 
 def measure(config: EditorConfig, dtype: torch.dtype, chunks: int = 6) -> dict[str, float]:
-    """Shortest milliseconds of each stage of a steady chunk, over ``chunks`` of them."""
+    """CPU milliseconds of each stage of a steady chunk, median over ``chunks`` of them."""
     session = EditSession(random_model(config, dtype))
     session.set_instruction("turn the red ball blue", 0)
     width, height = session.size
-    times: dict[str, list[float]] = {}
-    for index in range(config.window_chunks + 1 + chunks):
-        frames = np.zeros((session.frames_needed, height, width, 3), np.uint8)
-        result = session.run(frames)
-        start = time.perf_counter()
-        session.settle()
-        settle = 1e3 * (time.perf_counter() - start)
-        if index > config.window_chunks:
-            for name in ("encode_ms", "denoise_ms", "decode_ms"):
-                times.setdefault(name, []).append(getattr(result, name))
-            times.setdefault("settle_ms", []).append(settle)
-    return {name: min(values) for name, values in times.items()}
+    rows: list[dict[str, float]] = []
+    for _ in range(config.window_chunks + 1 + chunks):
+        work = session.begin(np.zeros((session.frames_needed, height, width, 3), np.uint8))
+        row = {}
+        for name in ("ingest", "encode", "denoise", "decode", "settle"):
+            start = time.process_time()
+            session.settle() if name == "settle" else getattr(session, name)(work)
+            row[f"{name}_ms"] = 1e3 * (time.process_time() - start)
+        rows.append(row)
+    kept = rows[-chunks:]
+    return {
+        name: float(np.median([r[name] for r in kept])) for name in kept[0] if name != "ingest_ms"
+    }
 
 
-def cpu_check(threads: int | None = None) -> dict:
-    """Predicted and measured stages of ``edge`` and a small Wan on this CPU (some seconds)."""
-    if threads:
-        torch.set_num_threads(threads)
-    dtype = best_dtype(torch.device("cpu"))
+def cpu_check() -> dict:
+    """Predicted and measured stages of ``edge`` and a small Wan on one core (some seconds)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _cpu_check(best_dtype(torch.device("cpu")))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cpu_check(dtype: torch.dtype) -> dict:
     load = os.getloadavg()[0]
     cpu = this_cpu(dtype)
     models = {}
@@ -123,7 +134,7 @@ def cpu_check(threads: int | None = None) -> dict:
         }
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "threads": 1,
         "load": load,
         "rates": {
             "matmul_flops": cpu.flops,
