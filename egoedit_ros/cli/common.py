@@ -65,12 +65,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_runtime_option(parser: argparse.ArgumentParser) -> None:
     """``--runtime``, of the commands that run the model in their own process."""
+    from egoedit_ros.stream.session import RUNTIMES
+
     parser.add_argument(
         "--runtime",
-        choices=("torch", "compile", "onnx"),
+        choices=RUNTIMES,
         default="torch",
-        help="compile: torch.compile, slow to start; onnx: ONNX Runtime on the CPU, float32; "
-        "default: torch",
+        help="what computes: compile is torch.compile, slow to start; onnx is ONNX Runtime on the "
+        "CPU; graphs and tensorrt are for CUDA; default: torch",
     )
 
 

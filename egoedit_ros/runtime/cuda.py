@@ -124,9 +124,12 @@ class PinnedRing:
     """Page-locked host memory for the pictures of ``depth`` chunks, used in turn."""
 
     def __init__(self, context: Context, shape: tuple[int, ...], depth: int = DEPTH) -> None:
-        self._slots = [
-            torch.from_numpy(context.cuda.pagelocked_empty(shape, np.uint8)) for _ in range(depth)
-        ]
+        context.push()
+        try:
+            slots = [context.cuda.pagelocked_empty(shape, np.uint8) for _ in range(depth)]
+        finally:
+            context.pop()
+        self._slots = [torch.from_numpy(slot) for slot in slots]
         self._next = 0
 
     def take(self, count: int) -> Tensor:
@@ -202,6 +205,11 @@ class GraphBackend(TorchBackend):
             with self._capturing:
                 self._graphs[key] = _Captured(self.pieces[piece], inputs)
         return self._graphs[key](inputs)
+
+
+def graph_backend(session: PieceSession) -> GraphBackend:
+    """For a session's ``make_backend``."""
+    return GraphBackend(session.model, session.grid)
 
 
 class _Captured:

@@ -186,22 +186,17 @@ def check_overlap(context) -> dict:
 
 def session_makers(context) -> dict[str, MakeSession]:
     """How to open a stream on a model, by backend's name. The number is the steps, 0: its own."""
-    from egoedit_ros.runtime.cuda import CudaSession, GraphBackend
-    from egoedit_ros.runtime.onnx_export import cached_export
-    from egoedit_ros.runtime.tensorrt_backend import TensorRTBackend
+    from egoedit_ros.runtime.cuda import CudaSession, graph_backend
+    from egoedit_ros.runtime.tensorrt_backend import tensorrt_backend
 
     def maker(backend) -> MakeSession:
         return lambda model, nfe: CudaSession(context, model, backend, nfe=nfe or None)
 
-    def tensorrt(session: EditSession) -> TensorRTBackend:
-        here = load_model("edge", "cpu", torch.float32)
-        return TensorRTBackend(cached_export(here, session.size, session.chunk_latents))
-
     return {
         "cuda": maker(lambda s: TorchBackend(s.model, s.grid)),
-        "cuda graphs": maker(lambda s: GraphBackend(s.model, s.grid)),
+        "cuda graphs": maker(graph_backend),
         "torch.compile": maker(lambda s: TorchBackend(s.model, s.grid, compile=True)),
-        "tensorrt": maker(tensorrt),
+        "tensorrt": maker(tensorrt_backend("edge")),
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from egoedit_ros.model.autoencoder import EdgeStream, Encoded
 from egoedit_ros.model.transformer import TextContext, Transformer, rotate, split_heads
-from egoedit_ros.stream.edit_session import EditModel, EditSession, load_model
+from egoedit_ros.stream.edit_session import EditModel, EditSession
 
 ENCODER, STEP, DECODER = PIECES = ("encoder", "denoise_step", "decoder")
 INPUTS = {
@@ -217,15 +217,3 @@ class PieceSession(EditSession):
             STEP, latents, source_half, timestep, *self._stacked[1:], *self._stacked_past[1:],
             *self._cache.rotation(),
         )  # fmt: skip
-
-
-def open_compiled_session(model: str, device: str = "auto", *args, **options) -> PieceSession:
-    """A stream whose network goes through ``torch.compile``: once for each length of the past.
-
-    Needs a C++ compiler on the CPU. Raises UserError as load_model does.
-    """
-
-    def backend(session: PieceSession) -> TorchBackend:
-        return TorchBackend(session.model, session.grid, compile=True)
-
-    return PieceSession(load_model(model, device), backend, *args, **options)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.runtime.cuda import require_cuda
-from egoedit_ros.runtime.steps import DECODER, ENCODER, INPUTS, OUTPUTS, PIECES, STEP
+from egoedit_ros.runtime.steps import (
+    DECODER,
+    ENCODER,
+    INPUTS,
+    OUTPUTS,
+    PIECES,
+    STEP,
+    PieceSession,
+)
+from egoedit_ros.stream.edit_session import load_model
 
 WORKSPACE = 4 << 30
 
@@ -146,3 +156,16 @@ class TensorRTBackend:
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError(f"TensorRT failed on {piece}; its message is above")
         return tuple(outputs)
+
+
+def tensorrt_backend(model: str, precision: str = "bf16") -> Callable[[PieceSession], Any]:
+    """For a session's ``make_backend``: engines of ``model``, exported and built on first use."""
+
+    def make(session: PieceSession) -> TensorRTBackend:
+        from egoedit_ros.runtime.onnx_export import cached_export
+
+        here = load_model(model, "cpu", torch.float32)
+        folder = cached_export(here, session.size, session.chunk_latents)
+        return TensorRTBackend(folder, precision)
+
+    return make

@@ -12,6 +12,7 @@ import numpy as np
 from egoedit_ros.errors import UserError
 
 FRAMES_PER_LATENT = 4
+RUNTIMES = ("torch", "compile", "onnx", "graphs", "tensorrt")
 
 
 @dataclass(slots=True)
@@ -116,9 +117,8 @@ def open_session(
     """Load ``model`` and open a stream on it.
 
     model: ``null``, a bundled name (``edge``) or a path to weights. size: (width, height), the
-    model's own if None. runtime: ``torch``; ``compile`` (torch.compile; minutes for the first
-    chunks); ``onnx`` (ONNX Runtime on the CPU, float32, from files exported on first use). Raises
-    UserError when the model or the device is not there.
+    model's own if None. runtime: what computes, see docs/runtime.md. Raises UserError when the
+    model, the device or the runtime is not there.
     """
     if model == "null":
         return NullSession(size or (256, 192), chunk_latents or 1)
@@ -128,14 +128,10 @@ def open_session(
         import torch
 
         torch.set_num_threads(threads)
-    if runtime == "onnx":
-        from egoedit_ros.runtime.onnx_backend import open_onnx_session
-
-        return open_onnx_session(model, device, size, chunk_latents, nfe, preserve)
-    if runtime == "compile":
-        from egoedit_ros.runtime.steps import open_compiled_session
-
-        return open_compiled_session(model, device, size, chunk_latents, nfe, preserve)
+    if runtime not in RUNTIMES:
+        raise UserError(f"no runtime called {runtime!r}; use one of: {', '.join(RUNTIMES)}")
     if runtime != "torch":
-        raise UserError(f"no runtime called {runtime!r}; use torch, compile or onnx")
+        from egoedit_ros.runtime.open import open_in
+
+        return open_in(runtime, model, device, size, chunk_latents, nfe, preserve)
     return EditSession(load_model(model, device), size, chunk_latents, nfe, preserve)

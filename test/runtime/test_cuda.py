@@ -7,6 +7,7 @@ from runtime_support import SIZE, small_model
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.runtime import cuda, onnx_export, tensorrt_backend
+from egoedit_ros.stream.session import open_session
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -16,6 +17,14 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 def test_without_a_gpu_it_says_so(ask):
     with pytest.raises(UserError, match="no CUDA device"):
         ask()
+
+
+@without_gpu
+@pytest.mark.parametrize("runtime", ["graphs", "tensorrt"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_cuda_runtimes_are_never_silently_replaced(runtime, device):
+    with pytest.raises(UserError, match="CUDA"):
+        open_session("edge", device, runtime=runtime)
 
 
 def test_a_missing_package_is_told(monkeypatch):
@@ -46,6 +55,8 @@ def test_profiles_cover_an_empty_and_a_full_past(tmp_path):
 
 def test_a_pinned_ring_goes_round():
     class Fake:
+        push = pop = staticmethod(lambda: None)
+
         class cuda:
             pagelocked_empty = staticmethod(__import__("numpy").empty)
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions by the name of a runtime other than plain torch."""
+
+from __future__ import annotations
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.runtime.steps import PieceSession, TorchBackend
+from egoedit_ros.stream.edit_session import load_model
+
+
+def open_in(runtime: str, model: str, device: str = "auto", *args, **options) -> PieceSession:
+    """Open a stream whose network runs in ``compile``, ``onnx``, ``graphs`` or ``tensorrt``.
+
+    args, options: as EditSession's after the model. compile: once for each length of the past;
+    needs a C++ compiler on the CPU. onnx: on the CPU. graphs, tensorrt: on CUDA, not run yet.
+    Raises UserError as load_model does, and where the runtime has not what it needs.
+    """
+    if runtime == "onnx":
+        from egoedit_ros.runtime.onnx_backend import open_onnx_session
+
+        return open_onnx_session(model, device, *args, **options)
+    if runtime == "compile":
+
+        def compiled(session: PieceSession) -> TorchBackend:
+            return TorchBackend(session.model, session.grid, compile=True)
+
+        return PieceSession(load_model(model, device), compiled, *args, **options)
+    if device == "cpu":
+        raise UserError(f"the runtime {runtime} needs a CUDA device; use --runtime torch or onnx")
+    from egoedit_ros.runtime.cuda import Context, CudaSession, graph_backend, require_cuda
+
+    require_cuda()
+    if runtime == "graphs":
+        return CudaSession(Context(), load_model(model, "cuda"), graph_backend, *args, **options)
+    from egoedit_ros.runtime.tensorrt_backend import tensorrt_backend
+
+    backend = tensorrt_backend(model)
+    return CudaSession(Context(), load_model(model, "cuda"), backend, *args, **options)
