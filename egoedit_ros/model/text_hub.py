@@ -113,6 +113,7 @@ class HubEncoder:
     def _load(self):
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         kinds = {
             "umt5": transformers.UMT5EncoderModel,
             "t5": transformers.T5EncoderModel,
