@@ -20,6 +20,9 @@ FLOOR = 1.0
 MOST_MISS = 1.5
 FEWEST_VISIBLE = 0.1
 FEWEST_BORDERS = 2
+# Steps before and after a chunk border that it is held against.
+NEAR = 3
+MOST_STUTTER = 1.5
 
 
 def small(frames: np.ndarray) -> np.ndarray:
@@ -102,15 +105,25 @@ def chunk_borders(count: int, first: int, others: int) -> list[int]:
 def chunk_jump(
     source: np.ndarray, edited: np.ndarray, edited_index: np.ndarray, borders: list[int]
 ) -> float | None:
-    """Flow-compensated difference across chunk borders over that within chunks, less the source's.
+    """Temporal error of the steps across chunk borders over that of the steps around them.
 
     source, edited: from :func:`warp_errors`. edited_index: number in the edited file of each frame
-    compared. 1 = no jumps. None with fewer than two borders.
+    compared. Each border is held against the median of the steps up to three before and after it
+    that cross none, as motion changes through a clip; mean over borders. Where the source itself
+    stutters (a frame given twice, a jerk) nothing can be told. 1 = no jumps. None with fewer than
+    two borders.
     """
-    ratio = (edited + FLOOR) / (source + FLOOR)
+    source, edited = source + FLOOR, edited + FLOOR
     steps = zip(edited_index, edited_index[1:], strict=False)
     at = np.array([any(a < border <= z for border in borders) for a, z in steps])
-    known = np.isfinite(ratio)
-    if (at & known).sum() < FEWEST_BORDERS or not (~at & known).any():
-        return None
-    return float(ratio[at & known].mean() / ratio[~at & known].mean())
+    usable = np.isfinite(source) & ~at
+    jumps = []
+    for i in np.flatnonzero(at & np.isfinite(source)):
+        near = slice(max(0, i - NEAR), i + NEAR + 1)
+        around = usable[near]
+        if not around.any():
+            continue
+        own = source[i] / np.median(source[near][around])
+        if 1 / MOST_STUTTER < own < MOST_STUTTER:
+            jumps.append(edited[i] / np.median(edited[near][around]) / own)
+    return float(np.mean(jumps)) if len(jumps) >= FEWEST_BORDERS else None

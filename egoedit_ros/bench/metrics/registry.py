@@ -179,7 +179,8 @@ METRICS = (
         "jump at chunk borders",
         "ratio, none = 1",
         LOWER,
-        "temporal error of the steps across chunk borders over that of the steps within chunks",
+        "temporal error of the steps across chunk borders over that of the three steps before and "
+        "after each",
         still=1.0,
     ),
 )
