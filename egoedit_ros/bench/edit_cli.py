@@ -129,6 +129,7 @@ def _settings(args: argparse.Namespace):
             args.nfe,
             args.output_size or "model",
             args.seed,
+            args.runtime,
         )
     return SuiteSettings(
         work=args.work,
@@ -169,7 +170,14 @@ def _check_model(args: argparse.Namespace) -> None:
     from egoedit_ros.cli.common import model_size
     from egoedit_ros.stream.session import open_session
 
-    open_session(args.model, args.device, model_size(args.size), args.chunk_latents, args.nfe)
+    open_session(
+        args.model,
+        args.device,
+        model_size(args.size),
+        args.chunk_latents,
+        args.nfe,
+        runtime=args.runtime,
+    )
 
 
 def _ticker(stack: ExitStack):
@@ -196,6 +204,7 @@ def _config(args: argparse.Namespace, settings, name: str, client) -> dict:
         "chunk_latents": args.chunk_latents,
         "nfe": args.nfe,
         "output_size": args.output_size,
+        "runtime": args.runtime,
         "seed": args.seed,
         "align": args.align,
         "frames": args.frames,

@@ -39,6 +39,7 @@ class ModelSettings:
     nfe: int | None = None
     output_size: str = "model"
     seed: int = 0
+    runtime: str = "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,13 @@ def _session(model: ModelSettings, threads: int):
     from egoedit_ros.stream.session import open_session
 
     return open_session(
-        model.model, model.device, model.size, model.chunk_latents, model.nfe, threads=threads
+        model.model,
+        model.device,
+        model.size,
+        model.chunk_latents,
+        model.nfe,
+        threads=threads,
+        runtime=model.runtime,
     )
 
 
