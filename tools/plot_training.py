@@ -13,7 +13,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-SHOWN = {"autoencoder": ("loss", "gain", "plain_psnr"), "flow": ("loss", "latent_gain", "outside")}
+SHOWN = {
+    "autoencoder": ("loss", "gain", "plain_psnr"),
+    "flow": ("loss", "latent_gain", "outside"),
+    "decoder": ("loss", "gain", "ssim"),
+}
 
 
 def smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
