@@ -149,7 +149,7 @@ def test_existing_output_stays_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_middle_leaves_nothing_behind(tmp_path, number):
-    write_bag(tmp_path / "a", 1500, (160, 120))
+    write_bag(tmp_path / "a", 6000, (160, 120))
     words = ("edit", tmp_path / "a", "-i", "x", "-o", tmp_path / "b", "--model", "null")
     process = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE)
     parts = []
