@@ -84,7 +84,8 @@ def test_flush_comes_after_the_frames_that_wait(rig):
 def test_a_stream_that_stalls_is_flushed(rig):
     rig.worker.flush_timeout = 0.05
     rig.offer(range(3))
-    wait_until(lambda: rig.sent == [0, 1, 2])
+    wait_until(lambda: len(rig.sent) == 3)
+    assert rig.sent == [0, 1, 2]
 
 
 def test_a_bad_frame_is_counted_and_the_others_go_on(rig):
