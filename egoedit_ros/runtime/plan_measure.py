@@ -17,10 +17,11 @@ import torch
 
 from egoedit_ros.model.autoencoder import build_autoencoder
 from egoedit_ros.model.config import AutoencoderConfig, EditorConfig, TransformerConfig, get_config
+from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.runtime.plan import chunk_work
 from egoedit_ros.runtime.roofline import Device
-from egoedit_ros.stream.edit_session import EditModel, EditSession, best_dtype
+from egoedit_ros.stream.edit_session import EditModel, EditSession
 
 SMALL_WAN = EditorConfig(
     name="small wan",

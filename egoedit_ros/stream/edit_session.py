@@ -19,6 +19,7 @@ from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import CONFIGS, EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.own import load_own, own_description
+from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Modulation, TextContext, Transformer
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
@@ -68,12 +69,6 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda" and not there:
         raise UserError("no CUDA device here; use --device cpu, or install a CUDA build of torch")
     return torch.device("cuda" if there and device != "cpu" else "cpu")
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is fast: on GPUs, and on CPUs with AVX512_BF16 or AMX."""
-    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 @lru_cache(maxsize=2)

@@ -22,6 +22,7 @@ from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import EditorConfig, get_config
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
+from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Transformer, causal_attend, token_grid
 from egoedit_ros.train.autoencoder import EDITED, AutoencoderData, crop_corner, picture_loss
@@ -94,7 +95,8 @@ class DecoderStep:
         self.encoder = load_frozen(data.autoencoder, config)
         net = Transformer(config.transformer).eval().requires_grad_(False)
         fill(net, read_safetensors(data.transformer), data.transformer)
-        self.net = net.to(torch.bfloat16)
+        self.dtype = best_dtype()
+        self.net = net.to(self.dtype)
         self.text = get_text_encoder(config.text_encoder, config.transformer.text_len)
 
     def __call__(
@@ -115,11 +117,11 @@ class DecoderStep:
             texts.append(self.text(clip.instructions[edit]))
         source, target = torch.cat(sources), torch.cat(targets)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            coded = self.encoder.encode(source.bfloat16())
-            text = torch.stack(texts).bfloat16()
-            made = generate(self.net, self.config, coded.latents.bfloat16(), text, noise)
+            coded = self.encoder.encode(source.to(self.dtype))
+            text = torch.stack(texts).to(self.dtype)
+            made = generate(self.net, self.config, coded.latents.to(self.dtype), text, noise)
             true = max(1, round(self.data.true_share * len(made)))
-            exact = self.encoder.encode(target[:true].bfloat16()).latents.float()
+            exact = self.encoder.encode(target[:true].to(self.dtype)).latents.float()
             made[:true] = exact + 0.1 * torch.randn(exact.shape, generator=noise)
         return self._loss(source, target, coded, made, corners, true)
 

@@ -23,6 +23,7 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 
 
@@ -53,15 +54,15 @@ def to_pixels(frames: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def encode_clip(model: EdgeAutoencoder, clip: StoredClip, text_len: int) -> LatentClip:
-    """Encode a stored clip and its mirror image; the autoencoder is in bf16, channels-last."""
-    latents, edited = [], []
+    """Encode a stored clip and its mirror image; the autoencoder is channels-last."""
+    latents, edited, dtype = [], [], model.encoder_in.weight.dtype
     for mirrored in (False, True):
         videos = [v[:, :, ::-1] if mirrored else v for v in (clip.source, *clip.targets)]
         groups = [latent_frames(v) for v in videos]
         first = torch.cat([to_pixels(g[0]) for g in groups])
         rest = torch.cat([to_pixels(f) for g in groups for f in g[1:]])
-        rest = model.encode(rest.bfloat16()).latents.unflatten(0, (len(groups), -1))
-        first = model.encode(first.bfloat16()).latents.unsqueeze(1)
+        rest = model.encode(rest.to(dtype)).latents.unflatten(0, (len(groups), -1))
+        first = model.encode(first.to(dtype)).latents.unsqueeze(1)
         latents.append(torch.cat([first, rest], dim=1).half())
         edited.append(torch.stack([edited_cells(videos[0], target) for target in videos[1:]]))
     encoder = get_text_encoder("minilm", text_len)
@@ -78,13 +79,10 @@ def edited_cells(source: np.ndarray, target: np.ndarray, cell: int = 8) -> Tenso
 
 
 def load_frozen(path: Path, config: EditorConfig) -> EdgeAutoencoder:
-    """The trained autoencoder in bf16, channels-last; the latents' scale stays float32."""
+    """The trained autoencoder, channels-last, in what the CPU is fast at."""
     model = EdgeAutoencoder(config.autoencoder).eval().requires_grad_(False)
     fill(model, read_safetensors(path), path)
-    scale = model.latents_mean.clone(), model.latents_std.clone()
-    model = model.to(torch.bfloat16, memory_format=torch.channels_last)
-    model.latents_mean, model.latents_std = scale
-    return model
+    return model.place(torch.device("cpu"), best_dtype())
 
 
 def _encode(checkpoint: Path, config: EditorConfig, paths: list[Path], output: Path, done) -> None:

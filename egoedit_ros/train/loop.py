@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.precision import best_dtype
+from egoedit_ros.train.muon import Muon
 
 Step = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
@@ -87,6 +89,7 @@ class Trainer:
 
     def run(self) -> Path:
         settings = self.settings
+        bf16 = settings.bf16 and best_dtype() is torch.bfloat16
         while self._progress() < 1:
             start = time.monotonic()
             # Streams named by (seed, step): a resumed run sees what an unbroken one would.
@@ -96,7 +99,7 @@ class Trainer:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["times"]
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss, report = self._step(rng, noise)
             if not torch.isfinite(loss):
                 self._save()
@@ -191,11 +194,11 @@ def _optimizers(model: nn.Module, settings: TrainSettings) -> list[torch.optim.O
     )
     if not inner:
         return [adamw]
-    muon = torch.optim.Muon(
+    muon = Muon(
         [{"params": [p for n, p in trained if n in inner], "times": settings.muon_times}],
         lr=settings.lr,
         weight_decay=settings.weight_decay,
-        adjust_lr_fn="match_rms_adamw",  # steps as large as AdamW's, so one rate serves both
+        dtype=best_dtype(),
     )
     return [adamw, muon]
 

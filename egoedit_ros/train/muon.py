@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Muon for the blocks' matrices: momentum, orthogonalised by Newton-Schulz (Jordan et al. 2024).
+
+``torch.optim.Muon`` does the iteration in bfloat16, one matrix at a time. On a CPU without bf16
+instructions that took 31 s a step of the ``edge`` model, against 4 s for its forward and backward
+pass; here equal shapes go together, in the precision that the machine is fast at.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The quintic iteration's coefficients: a steep start, singular values end near 1.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About the nearest (semi-)orthogonal matrix of each of ``[N, rows, columns]``."""
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; steps as large as AdamW's (0.2 RMS), so rates carry over.
+
+    dtype: of the iteration.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        if closure is not None:
+            raise ValueError("Muon takes no closure: call backward() before step()")
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                kept = state["momentum_buffer"]
+                kept.lerp_(parameter.grad, 1 - group["momentum"])
+                ahead = parameter.grad.lerp(kept, group["momentum"])
+                by_shape.setdefault(parameter.shape, []).append((parameter, ahead))
+            for shape, rows in by_shape.items():
+                made = orthogonalise(torch.stack([u for _, u in rows]).to(self.dtype))
+                size = 0.2 * group["lr"] * max(shape) ** 0.5
+                for (parameter, _), update in zip(rows, made, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.to(parameter.dtype), alpha=-size)
