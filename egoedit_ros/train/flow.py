@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from egoedit_ros.model.config import EditorConfig, get_config
 from egoedit_ros.model.flow import add_noise, shift_sigma, to_clean
@@ -41,6 +42,10 @@ class FlowData:
     crop: int = 16
     switched: float = 0.25  # share of samples whose past shows another edit, or none
     edited_weight: float = 5.0
+    anywhere: float = 0.0  # share of crops that lie anywhere, not around the edit
+    edit_weights: tuple[float, ...] = ()  # how often each edit of a clip is drawn; empty: equally
+    mask_layer: int = 0  # blocks after which a head also predicts where the edit is; 0: no head
+    mask_weight: float = 0.1
     views: tuple[dict, ...] = ()
 
     def draw_view(self, rng: np.random.Generator) -> FlowData:
@@ -69,7 +74,7 @@ def sample_batch(rng: np.random.Generator, clips: list[LatentClip], data: FlowDa
     rows = []
     for _ in range(data.batch):
         clip = clips[rng.integers(len(clips))]
-        mirrored, edit = int(rng.integers(2)), int(rng.integers(clip.text.shape[0]))
+        mirrored, edit = int(rng.integers(2)), _draw_edit(rng, len(clip.text), data.edit_weights)
         video = clip.latents[mirrored]
         first = int(rng.integers(video.shape[1] - data.frames + 1))
         window = slice(first, first + data.frames)
@@ -81,7 +86,10 @@ def sample_batch(rng: np.random.Generator, clips: list[LatentClip], data: FlowDa
         h, w = video.shape[-2:]
         height, width = (min(data.crop, h), min(data.crop, w)) if data.crop else (h, w)
         if data.crop:
-            top, left = _corner(rng, edited.any(0).numpy(), height, width)
+            there = edited.any(0).numpy()
+            if data.anywhere and rng.random() < data.anywhere:
+                there = np.zeros_like(there)
+            top, left = _corner(rng, there, height, width)
         cut = (window, slice(None), slice(top, top + height), slice(left, left + width))
         rows.append(
             (
@@ -94,6 +102,13 @@ def sample_batch(rng: np.random.Generator, clips: list[LatentClip], data: FlowDa
             )
         )
     return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _draw_edit(rng: np.random.Generator, edits: int, weights: tuple[float, ...]) -> int:
+    if len(weights) != edits:
+        return int(rng.integers(edits))
+    share = np.array(weights, float)
+    return int(rng.choice(edits, p=share / share.sum()))
 
 
 def _corner(
@@ -155,8 +170,9 @@ def flow_loss(
     batch: Batch,
     rng: torch.Generator,
     edited_weight: float,
+    mask: MaskHead | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of the clean latents, edited cells weighted."""
+    """Mean squared error of the clean latents, edited cells weighted; and the mask head's."""
     b, f, _, h, w = batch.source.shape
     sigma = draw_sigma(rng, (b, f), config.shift)
     level = sigma[..., None, None, None]
@@ -183,6 +199,8 @@ def flow_loss(
     weight = 1 + (edited_weight - 1) * batch.edited.unsqueeze(2)
     error = (made - batch.target).square()
     loss = (error * weight).mean()
+    if mask is not None:
+        loss = loss + mask.loss(clean, batch.edited, (rows, columns))
     with torch.no_grad():
         inside = batch.edited.unsqueeze(2)
         change = (batch.source - batch.target).square()
@@ -191,6 +209,32 @@ def flow_loss(
             "outside": (error * (1 - inside)).mean() / (1 - inside).mean().clamp(min=1e-6),
         }
     return loss, report
+
+
+class MaskHead(nn.Module):
+    """Reads where the edit is from the tokens after ``layer`` blocks; used in training alone.
+
+    The loss on the latents says little about *which* thing an instruction names; saying it half way
+    up makes the lower blocks look for it early.
+    """
+
+    def __init__(self, model: Transformer, layer: int, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.net = nn.Sequential(nn.LayerNorm(model.config.dim), nn.Linear(model.config.dim, 4))
+        self._seen: Tensor | None = None
+        model.blocks[layer - 1].register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self._seen = output
+
+    def loss(self, clean: int, edited: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Cross-entropy against ``edited`` [B, F, h, w] of the noisy frames, behind ``clean``."""
+        seen, self._seen = self._seen, None
+        b, f = edited.shape[:2]
+        logits = self.net(seen[:, clean:].float()).reshape(b, f, *grid, 2, 2)
+        logits = logits.permute(0, 1, 2, 4, 3, 5).reshape(edited.shape)
+        return self.weight * F.binary_cross_entropy_with_logits(logits, edited)
 
 
 def _angles(
@@ -223,10 +267,13 @@ def train_flow(settings: TrainSettings, data: FlowData, start: Path | None = Non
     start_small(model)
     if start is not None:
         model.load_state_dict(load_file(start))
+    mask = None
+    if data.mask_layer:
+        mask = model.training_head = MaskHead(model, data.mask_layer, data.mask_weight)
     clips = load_latents(data.latents)
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         batch = sample_batch(rng, clips, data.draw_view(rng))
-        return flow_loss(model, config, batch, noise, data.edited_weight)
+        return flow_loss(model, config, batch, noise, data.edited_weight, mask)
 
     return Trainer(model, settings, step).run()

@@ -21,6 +21,8 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.train.muon import Muon
 
+# Parts of a network under this name help to train it; a checkpoint has none of them.
+TRAINING_ONLY = "training_head."
 Step = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -142,8 +144,10 @@ class Trainer:
             self._finish(self.averaged)
         meta = {"stage": self.settings.stage, "model": self.settings.model, "step": str(self.done)}
         weights = {k: v.contiguous() for k, v in self.averaged.state_dict().items()}
+        helping = {k: weights.pop(k) for k in list(weights) if k.startswith(TRAINING_ONLY)}
         _replace(self.checkpoint, weights, meta)
         state = {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
+        state |= {f"averaged.{k}": v for k, v in helping.items()}
         for which, optimizer in enumerate(self.optimizers):
             for number, slot in optimizer.state_dict()["state"].items():
                 name = f"optimizer.{which}.{number}"
@@ -162,7 +166,8 @@ class Trainer:
         state = load_file(self.state)
         model = {k[6:]: v for k, v in state.items() if k.startswith("model.")}
         self.model.load_state_dict(model)
-        self.averaged.load_state_dict(load_file(self.checkpoint))
+        helping = {k[9:]: v for k, v in state.items() if k.startswith("averaged.")}
+        self.averaged.load_state_dict(load_file(self.checkpoint) | helping)
         for which, optimizer in enumerate(self.optimizers):
             slots: dict[int, dict[str, Tensor]] = {}
             for key, value in state.items():
