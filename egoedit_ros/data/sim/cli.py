@@ -6,6 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from egoedit_ros.data.sim.tasks import ALL_TASKS, parse_tasks
+from egoedit_ros.data.sim.vocabulary import TASKS
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("sim", help="render paired clips in the simulator")
@@ -14,6 +17,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--frames", type=int, default=13, help="frames a clip, at 16 fps")
     parser.add_argument("--edits", type=int, default=3, help="edits a clip (targets a source)")
+    parser.add_argument(
+        "--tasks",
+        default=",".join(TASKS),
+        metavar="all|NAME,...",
+        help=f"default: {','.join(TASKS)}; there are: {', '.join(ALL_TASKS)}",
+    )
     parser.add_argument("--workers", type=int, default=None)
     parser.set_defaults(run=run)
 
@@ -23,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     from egoedit_ros.data.sim.generate import generate
 
+    tasks = parse_tasks(args.tasks)
     with tqdm(total=args.clips, unit="clip") as bar:
         for made in generate(
             args.output,
@@ -31,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
             frames=args.frames,
             edits=args.edits,
             workers=args.workers,
+            tasks=tasks,
         ):
             bar.update(made - bar.n)
     return 0

@@ -3,78 +3,40 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing as mp
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
 
-import numpy as np
-
-from egoedit_ros.data.sim.scene import draw_edits, draw_scene
+from egoedit_ros.data.clip import StoredClip, clip_path, read_clip, write_stored
+from egoedit_ros.data.crew import run_crew
+from egoedit_ros.data.sim.edits import draw_task_edits
+from egoedit_ros.data.sim.scene import draw_scene
+from egoedit_ros.data.sim.vocabulary import TASKS
 from egoedit_ros.errors import UserError
+
+__all__ = ["FRAMES", "StoredClip", "clip_path", "generate", "read_clip", "write_clip"]
 
 FRAMES = 13
 
 
-@dataclass(frozen=True, slots=True)
-class StoredClip:
-    """A clip read back. source, targets ``[n_edits]``: uint8 ``[t, h, w, 3]``; hand: bool."""
-
-    seed: int
-    tasks: list[str]
-    instructions: list[str]
-    source: np.ndarray
-    targets: list[np.ndarray]
-    hand: np.ndarray
-
-
-def clip_path(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:08d}.safetensors"
-
-
-def write_clip(simulator, folder: Path, seed: int, frames: int, edits: int) -> None:
+def write_clip(
+    simulator, folder: Path, seed: int, frames: int, edits: int, tasks: tuple[str, ...] = TASKS
+) -> None:
     """Render the clip of ``seed`` and put it in ``folder``, whole or not at all."""
-    from safetensors.numpy import save_file
-
     scene = draw_scene(seed, frames / 16)
-    clip = simulator.render_clip(scene, draw_edits(scene, edits), frames)
-    arrays = {"source": clip.source, "hand": np.packbits(clip.hand, axis=-1)}
-    arrays |= {f"target{i}": t for i, t in enumerate(clip.targets)}
-    meta = {
-        "seed": seed,
-        "tasks": [e.task for e in clip.edits],
-        "instructions": [e.instruction for e in clip.edits],
-    }
-    part = clip_path(folder, seed).with_suffix(f".{os.getpid()}.part")
-    save_file(arrays, part, metadata={"clip": json.dumps(meta)})
-    part.replace(clip_path(folder, seed))
+    drawn = draw_task_edits(scene, edits, tasks)
+    clip = simulator.render_clip(scene, drawn, frames)
+    names, texts = [e.task for e in drawn], [e.instruction for e in drawn]
+    write_stored(folder, StoredClip(seed, names, texts, clip.source, clip.targets, clip.hand))
 
 
-def read_clip(path: Path) -> StoredClip:
-    """Read one clip. Raises UserError when the file is not one of ours or is cut short."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            meta = json.loads(file.metadata()["clip"])
-            source = file.get_tensor("source")
-            hand = np.unpackbits(file.get_tensor("hand"), axis=-1).astype(bool)
-            targets = [file.get_tensor(f"target{i}") for i in range(len(meta["tasks"]))]
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{path} is no simulator clip ({error}); delete it and run again") from None
-    return StoredClip(meta["seed"], meta["tasks"], meta["instructions"], source, targets, hand)
-
-
-def _work(folder: str, seeds: list[int], size: tuple[int, int], frames: int, edits: int, done):
+def _work(setting: tuple, seeds: list[int], put) -> None:
     from egoedit_ros.data.sim.render import Simulator
 
+    folder, size, frames, edits, tasks = setting
     simulator = Simulator(*size)
     for seed in seeds:
-        write_clip(simulator, Path(folder), seed, frames, edits)
-        done.put(seed)
+        write_clip(simulator, folder, seed, frames, edits, tasks)
+        put(seed)
 
 
 def generate(
@@ -85,41 +47,32 @@ def generate(
     frames: int = FRAMES,
     edits: int = 3,
     workers: int | None = None,
+    tasks: tuple[str, ...] = TASKS,
 ) -> Iterator[int]:
-    """Write the missing clips of ``count`` seeds; yields how many exist after each one."""
+    """Write the missing clips of ``count`` seeds; yields how many exist after each one.
+
+    Raises UserError when a clip of the first seeds is there with other tasks, or a process dies.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     seeds = range(first_seed, first_seed + count)
     missing = [s for s in seeds if not clip_path(folder, s).exists()]
-    workers = max(1, min(workers or os.cpu_count() or 1, len(missing)))
-    context = mp.get_context("spawn")  # an EGL context does not survive a fork
-    done = context.Queue()
-    crew = [
-        context.Process(
-            target=_work, args=(str(folder), missing[i::workers], size, frames, edits, done)
+    there = next((s for s in seeds if clip_path(folder, s).exists()), None)
+    if there is not None:
+        _check_tasks(folder, there, frames, edits, tasks)
+    yield count - len(missing)
+    if missing:
+        setting = (folder, size, frames, edits, tasks)
+        done = run_crew(_work, setting, missing, workers, "simulator")
+        for number, _ in enumerate(done, count - len(missing) + 1):
+            yield number
+
+
+def _check_tasks(folder: Path, seed: int, frames: int, edits: int, tasks: tuple[str, ...]) -> None:
+    """A folder holds the clips of one command: another one's would be mixed in unseen."""
+    clip = read_clip(clip_path(folder, seed))
+    wanted = [e.task for e in draw_task_edits(draw_scene(seed, frames / 16), edits, tasks)]
+    if clip.tasks != wanted:
+        raise UserError(
+            f"{folder} has clips with other tasks ({', '.join(clip.tasks)} for seed {seed}, not "
+            f"{', '.join(wanted)}); choose another folder"
         )
-        for i in range(workers)
-        if missing[i::workers]
-    ]
-    for process in crew:
-        process.start()
-    made = count - len(missing)
-    yield made
-    try:
-        while made < count:
-            try:
-                done.get(timeout=1.0)
-            except Empty:
-                dead = [p for p in crew if p.exitcode not in (None, 0)]
-                if dead:
-                    raise UserError(
-                        f"a simulator process ended with code {dead[0].exitcode}; what it wrote "
-                        "is kept: run the same command again to go on"
-                    ) from None
-                continue
-            made += 1
-            yield made
-    finally:
-        for process in crew:
-            if made < count:
-                process.terminate()
-            process.join()

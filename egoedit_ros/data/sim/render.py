@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from egoedit_ros.data.sim.assets import TEXTURES, hand_folder, model_xml, texture_bank
+from egoedit_ros.data.sim.edits import dressed
+from egoedit_ros.data.sim.effects import GLOWS, ICE, glow, specks
+from egoedit_ros.data.sim.looks import apply_look, needs_depth
 from egoedit_ros.data.sim.scene import Edit, Scene, camera_at, hand_at, thing_at
 from egoedit_ros.data.sim.vocabulary import KINDS
 from egoedit_ros.errors import UserError
@@ -27,6 +30,15 @@ class Clip:
     source: np.ndarray
     targets: list[np.ndarray]
     hand: np.ndarray
+
+
+@dataclass(slots=True)
+class _Take:
+    """pictures: uint8 ``[t, h, w, 3]``; hand: bool and depth: float32 in m, ``[t, h, w]``."""
+
+    pictures: np.ndarray
+    hand: np.ndarray | None = None
+    depth: np.ndarray | None = None
 
 
 class Simulator:
@@ -53,6 +65,7 @@ class Simulator:
                 f"the simulator cannot render ({error}); install it with: pip install '.[sim]' and "
                 "apt-get install libegl1 libgl1-mesa-dri"
             ) from error
+        self._own_rgba = self.model.geom_rgba.copy()
         self._hand_geoms = [
             g for g in range(self.model.ngeom) if (self._name(g) or "").startswith("hand_")
         ]
@@ -65,21 +78,75 @@ class Simulator:
         self._renderer.close()
 
     def render_clip(self, scene: Scene, edits: list[Edit], frames: int, fps: int = FPS) -> Clip:
-        """The scene and each of its edits over the same motion, ``frames`` at ``fps``."""
+        """The scene and each of its edits over the same motion, ``frames`` at ``fps``.
+
+        Edits of one clip share its source. With a source look (a map to make a video of) the
+        source shows what the canonical scene's map is. Raises ValueError for several.
+        """
+        views = {(e.source_look, e.background if e.source_look else "") for e in edits}
+        if len(views) > 1:
+            raise ValueError("edits of one clip must have the same source")
+        look, background = views.pop() if views else ("", "")
+        scene = dressed(scene, background)
+        deep = any(needs_depth(name) for e in edits for name in (e.look, e.source_look))
+        before = self._take(scene, frames, fps, hand=True, depth=deep)
+        source = apply_look(look, before.pictures, before.depth)
+        targets = []
+        for edit in edits:
+            after = before
+            if edit.changes or (edit.background and not edit.source_look):
+                shown = dressed(scene.edited(edit), edit.background)
+                after = self._take(shown, frames, fps, depth=needs_depth(edit.look))
+            targets.append(apply_look(edit.look, after.pictures, after.depth))
+        return Clip(scene, edits, source, targets, before.hand)
+
+    def _take(
+        self, scene: Scene, frames: int, fps: int, hand: bool = False, depth: bool = False
+    ) -> _Take:
+        """Film a scene, with the hand's mask and the depth where they are asked for."""
         shape = (frames, self._renderer.height, self._renderer.width)
-        source = np.empty((*shape, 3), np.uint8)
-        hand = np.empty(shape, bool)
-        targets = [np.empty((*shape, 3), np.uint8) for _ in edits]
-        for version, picture in enumerate([source, *targets]):
-            shown = scene if version == 0 else scene.edited(edits[version - 1])
-            self._dress(shown)
-            for index in range(frames):
-                self._pose(shown, scene.start + index / fps)
+        take = _Take(np.empty((*shape, 3), np.uint8))
+        take.hand = np.empty(shape, bool) if hand else None
+        take.depth = np.empty(shape, np.float32) if depth else None
+        self._dress(scene)
+        for index in range(frames):
+            time = scene.start + index / fps
+            self._pose(scene, time)
+            self._renderer.update_scene(self.data, camera="head")
+            self._add_specks(scene, time)
+            self._renderer.render(out=take.pictures[index])
+            for thing in scene.things:
+                if thing.visible and thing.effect in GLOWS:
+                    mask = self._mask(self._geoms_of(thing.kind))
+                    take.pictures[index] = glow(take.pictures[index], mask, GLOWS[thing.effect])
+            if hand:
+                take.hand[index] = self._mask(self._hand_geoms)
+            if depth:
+                self._renderer.enable_depth_rendering()
                 self._renderer.update_scene(self.data, camera="head")
-                self._renderer.render(out=picture[index])
-                if version == 0:
-                    hand[index] = self._hand_mask()
-        return Clip(scene, edits, source, targets, hand)
+                self._renderer.render(out=take.depth[index])
+                self._renderer.disable_depth_rendering()
+        return take
+
+    def _add_specks(self, scene: Scene, time: float) -> None:
+        """Fire and frost: geoms for this picture only, which the model knows nothing of."""
+        shown = self._renderer.scene
+        for number, thing in enumerate(scene.things):
+            if not thing.visible or not thing.effect:
+                continue
+            place, turn = thing_at(scene, number, time)
+            for speck in specks(thing.effect, thing.kind, place, turn, time - scene.start):
+                geom = shown.geoms[shown.ngeom]
+                self._mj.mjv_initGeom(
+                    geom,
+                    self._mj.mjtGeom.mjGEOM_ELLIPSOID,
+                    np.array(speck.size),
+                    speck.place,
+                    np.ascontiguousarray(speck.turn).reshape(-1),
+                    np.array(speck.rgba, np.float32),
+                )
+                geom.emission = speck.emission
+                shown.ngeom += 1
 
     def render_frame(self, scene: Scene, time: float) -> np.ndarray:
         """One picture of the scene at ``time`` (s): uint8 ``[h, w, 3]``."""
@@ -88,13 +155,18 @@ class Simulator:
         self._renderer.update_scene(self.data, camera="head")
         return self._renderer.render().copy()
 
-    def _hand_mask(self) -> np.ndarray:
+    def _mask(self, geoms: list[int]) -> np.ndarray:
+        """Where these geoms are seen: bool ``[h, w]``."""
         self._renderer.enable_segmentation_rendering()
         self._renderer.update_scene(self.data, camera="head")
         segments = self._renderer.render()
         self._renderer.disable_segmentation_rendering()
         is_geom = segments[..., 1] == int(self._mj.mjtObj.mjOBJ_GEOM)
-        return is_geom & np.isin(segments[..., 0], self._hand_geoms)
+        return is_geom & np.isin(segments[..., 0], geoms)
+
+    def _geoms_of(self, kind: str) -> list[int]:
+        body = self.model.body(kind).id
+        return list(np.flatnonzero(self.model.geom_bodyid == body))
 
     def _dress(self, scene: Scene) -> None:
         """Write all that does not move: surfaces, lights, skin and paint."""
@@ -121,11 +193,19 @@ class Simulator:
         shown = {t.kind: t for t in scene.things if t.visible}
         for geom in range(m.ngeom):
             part = self._name(geom) or ""
+            if not part.startswith(("paint_", "accent_")):
+                continue
+            thing = shown.get(part.partition("_")[2].rstrip("0123456789"))
+            if thing is None:
+                continue
+            if thing.effect == "frost":
+                m.geom_rgba[geom] = ICE
+            elif part.startswith("paint_"):
+                m.geom_rgba[geom] = (*thing.rgb, 1.0)
+            else:
+                m.geom_rgba[geom] = self._own_rgba[geom]
             if part.startswith("paint_"):
-                thing = shown.get(part[len("paint_") :].rstrip("0123456789"))
-                if thing is not None:
-                    m.geom_rgba[geom] = (*thing.rgb, 1.0)
-                    m.geom_matid[geom] = m.material("paint").id
+                m.geom_matid[geom] = m.material("paint").id
         if scene.things:
             m.mat_specular[m.material("paint").id] = 0.3
 

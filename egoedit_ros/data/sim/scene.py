@@ -25,7 +25,10 @@ GRASP = np.array([0.007, -0.058, 0.505])
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: where it stands (x, y, yaw), what it is, its paint and how glossy it is."""
+    """One object: where it stands (x, y, yaw), what it is, its paint and how glossy it is.
+
+    effect: '' or what is about it: ``fire``, ``frost``, or a name of :data:`effects.GLOWS`.
+    """
 
     kind: str
     color: str
@@ -35,16 +38,33 @@ class Thing:
     yaw: float
     gloss: float = 0.3
     visible: bool = True
+    effect: str = ""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One instruction on one thing of the scene, and the thing that stands there afterwards."""
+    """One instruction, and what is different afterwards.
+
+    index, after: the thing that is changed and what stands there then (-1, None: no thing is);
+    more: further changed things; an index beyond the scene's things adds one. background: a name
+    of :data:`edits.BACKGROUNDS`, ``canonical``, or '' for the scene's own. look, source_look: of
+    the target's and the source's whole picture (:mod:`looks`), '' as rendered.
+    """
 
     task: str
     instruction: str
     index: int
-    after: Thing
+    after: Thing | None
+    more: tuple[tuple[int, Thing], ...] = ()
+    background: str = ""
+    look: str = ""
+    source_look: str = ""
+
+    @property
+    def changes(self) -> tuple[tuple[int, Thing], ...]:
+        """All changed and added things, by index."""
+        first = ((self.index, self.after),) if self.after is not None else ()
+        return first + self.more
 
 
 @dataclass(frozen=True)
@@ -75,9 +95,14 @@ class Scene:
     camera: dict = field(hash=False, compare=False)
 
     def edited(self, edit: Edit) -> Scene:
-        """The same scene with ``edit`` done."""
-        things = tuple(edit.after if i == edit.index else t for i, t in enumerate(self.things))
-        return replace(self, things=things)
+        """The same scene with ``edit`` done, but for the looks of the picture."""
+        things = list(self.things)
+        for index, after in edit.changes:
+            if index < len(things):
+                things[index] = after
+            else:
+                things.append(after)
+        return replace(self, things=tuple(things))
 
 
 def _paint(rng: np.random.Generator, color: str, vary: float) -> tuple[float, float, float]:
@@ -86,7 +111,7 @@ def _paint(rng: np.random.Generator, color: str, vary: float) -> tuple[float, fl
     return tuple(float(c) for c in np.clip(rgb, 0.02, 1.0))
 
 
-def _pair(rng: np.random.Generator, evaluation: bool, avoid: set[str]) -> tuple[str, str]:
+def draw_pair(rng: np.random.Generator, evaluation: bool, avoid: set[str]) -> tuple[str, str]:
     """An object-colour pair; held-out ones are a quarter of evaluation and none of training."""
     if evaluation and rng.random() < 0.25:
         pairs = [p for p in sorted(HELD_OUT_PAIRS) if p[0] not in avoid]
@@ -143,7 +168,7 @@ def draw_scene(seed: int, seconds: float = 1.0) -> Scene:
     evaluation = seed >= EVALUATION_SEED
     things: list[Thing] = []
     for _ in range(int(rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]))):
-        kind, color = _pair(rng, evaluation, {t.kind for t in things})
+        kind, color = draw_pair(rng, evaluation, {t.kind for t in things})
         for _ in range(100):
             x, y = float(rng.uniform(-0.14, 0.10)), float(rng.uniform(-0.10, 0.13))
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > 0.12**2 for t in things):
@@ -207,33 +232,39 @@ def draw_edits(scene: Scene, count: int = 3, held_out_wording: bool = False) -> 
     turn, standing on the same base, and the old colour where none is named.
     """
     rng = np.random.default_rng([scene.seed, 2])
-    evaluation = scene.seed >= EVALUATION_SEED
     edits = []
     first = int(rng.integers(len(TASKS))) if count < len(TASKS) else 0
     for number in range(count):
         task = TASKS[(first + number) % len(TASKS)]
-        index = 0 if rng.random() < 0.75 else int(rng.integers(len(scene.things)))
-        thing = scene.things[index]
-        new_kind, new_color, after = None, None, replace(thing, visible=False)
-        if task == "recolour":
-            while new_color is None or new_color == thing.color:
-                new_color = _color_for(rng, thing.kind, evaluation)
-            after = replace(thing, color=new_color, rgb=COLORS[new_color], gloss=0.3)
-        elif task == "replace":
-            new_kind, new_color = _pair(rng, evaluation, {t.kind for t in scene.things})
-            unsaid = (new_kind, thing.color) in HELD_OUT_PAIRS and not evaluation
-            if rng.random() < 0.25 and not unsaid:
-                new_color = None
-            color = new_color or thing.color
-            after = replace(thing, kind=new_kind, color=color, rgb=COLORS[color], gloss=0.3)
-        text = instruction(
-            rng, task, thing.kind, thing.color, new_kind, new_color, held_out_wording
-        )
-        edits.append(Edit(task, text, index, after))
+        edits.append(draw_object_edit(rng, scene, task, held_out_wording))
     return edits
 
 
-def _color_for(rng: np.random.Generator, kind: str, evaluation: bool) -> str:
+def draw_object_edit(
+    rng: np.random.Generator, scene: Scene, task: str, held_out_wording: bool = False
+) -> Edit:
+    """One edit of a thing: ``recolour``, ``replace`` or ``remove``, by the rules above."""
+    evaluation = scene.seed >= EVALUATION_SEED
+    index = 0 if rng.random() < 0.75 else int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    new_kind, new_color, after = None, None, replace(thing, visible=False)
+    if task == "recolour":
+        while new_color is None or new_color == thing.color:
+            new_color = color_for(rng, thing.kind, evaluation)
+        after = replace(thing, color=new_color, rgb=COLORS[new_color], gloss=0.3)
+    elif task == "replace":
+        new_kind, new_color = draw_pair(rng, evaluation, {t.kind for t in scene.things})
+        unsaid = (new_kind, thing.color) in HELD_OUT_PAIRS and not evaluation
+        if rng.random() < 0.25 and not unsaid:
+            new_color = None
+        color = new_color or thing.color
+        after = replace(thing, kind=new_kind, color=color, rgb=COLORS[color], gloss=0.3)
+    text = instruction(rng, task, thing.kind, thing.color, new_kind, new_color, held_out_wording)
+    return Edit(task, text, index, after)
+
+
+def color_for(rng: np.random.Generator, kind: str, evaluation: bool) -> str:
+    """A colour for a kind; the held-out one is a quarter of evaluation and none of training."""
     if evaluation and rng.random() < 0.25:
         return next(c for k, c in sorted(HELD_OUT_PAIRS) if k == kind)
     return str(rng.choice([c for c in COLORS if (kind, c) not in HELD_OUT_PAIRS]))

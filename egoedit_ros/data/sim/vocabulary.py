@@ -7,6 +7,8 @@ training, and neither are some object-colour pairs: they measure how far the mod
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 KINDS = ("ball", "cube", "can", "mug", "bottle", "cone", "cactus", "book")
@@ -122,11 +124,13 @@ _WORDING = {
 }
 
 
-def _article(text: str) -> str:
-    return text.replace(" a orange", " an orange")
+def with_article(text: str) -> str:
+    """The text with "an" where a colour needs it."""
+    return re.sub(r"\b([aA]) (?=orange)", r"\1n ", text)
 
 
-def _name(rng: np.random.Generator, kind: str, color: str | None) -> str:
+def name_thing(rng: np.random.Generator, kind: str, color: str | None) -> str:
+    """What a thing of a kind may be called, with its colour if one is given."""
     noun = str(rng.choice(SYNONYMS[kind]))
     if color is None:
         return noun
@@ -151,9 +155,9 @@ def instruction(
     if kind == "cactus" and task == "recolour":
         obj = str(rng.choice(("pot of the cactus", "cactus pot", "pot under the cactus")))
     else:
-        obj = _name(rng, kind, color if say_color else None)
-    new = _name(rng, new_kind, new_color) if new_kind else ""
-    text = _article(template.format(obj=obj, color=new_color, new=new))
+        obj = name_thing(rng, kind, color if say_color else None)
+    new = name_thing(rng, new_kind, new_color) if new_kind else ""
+    text = with_article(template.format(obj=obj, color=new_color, new=new))
     if rng.random() < 0.3:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.2 and text[-1] not in ".?":

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one form of a training pair on disk, whatever it came from.
+
+A clip is a safetensors file named by its number: ``source`` uint8 ``[t, h, w, 3]``, ``target0`` and
+so on alike, and, where it is known, ``hand`` (the source's hand, bits packed along the width). The
+metadata ``clip`` is JSON: ``seed`` (its number), ``tasks`` and ``instructions`` (one a target) and
+``origin`` (what it was made from). An image edit is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from egoedit_ros.errors import UserError
+
+MOST_NUMBERS = 1_000_000  # from here on numbers are for evaluation (vocabulary.EVALUATION_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClip:
+    """A clip and its edits. source, targets ``[n_edits]``: uint8 ``[t, h, w, 3]``; hand: bool
+    ``[t, h, w]`` or None; origin: '' for the simulator."""
+
+    seed: int
+    tasks: list[str]
+    instructions: list[str]
+    source: np.ndarray
+    targets: list[np.ndarray]
+    hand: np.ndarray | None
+    origin: str = ""
+
+
+def clip_path(folder: Path, number: int) -> Path:
+    """Where the clip of a number lies."""
+    return folder / f"{number:08d}.safetensors"
+
+
+def write_stored(folder: Path, clip: StoredClip) -> Path:
+    """Put a clip in ``folder``, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays = {"source": np.ascontiguousarray(clip.source)}
+    if clip.hand is not None:
+        arrays["hand"] = np.packbits(clip.hand, axis=-1)
+    arrays |= {f"target{i}": np.ascontiguousarray(t) for i, t in enumerate(clip.targets)}
+    meta = {"seed": clip.seed, "tasks": clip.tasks, "instructions": clip.instructions}
+    if clip.origin:
+        meta["origin"] = clip.origin
+    path = clip_path(folder, clip.seed)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(arrays, part, metadata={"clip": json.dumps(meta)})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_clip(path: Path) -> StoredClip:
+    """Read one clip. Raises UserError when the file is not one of ours or is cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            meta = json.loads(file.metadata()["clip"])
+            source = file.get_tensor("source")
+            hand = None
+            if "hand" in file.keys():  # noqa: SIM118 (not a dict)
+                bits = np.unpackbits(file.get_tensor("hand"), axis=-1)
+                hand = bits[..., : source.shape[2]].astype(bool)
+            targets = [file.get_tensor(f"target{i}") for i in range(len(meta["tasks"]))]
+        return StoredClip(
+            meta["seed"],
+            meta["tasks"],
+            meta["instructions"],
+            source,
+            targets,
+            hand,
+            meta.get("origin", ""),
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path} is no stored clip ({error}); delete it and run again") from None
+
+
+def read_origins(folder: Path) -> dict[str, int]:
+    """Which origins are in a folder already, with the numbers of their clips."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                meta = json.loads(file.metadata()["clip"])
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(f"{path} is no stored clip ({error}); delete it") from None
+        found[meta.get("origin", "")] = int(path.stem)
+    return found
