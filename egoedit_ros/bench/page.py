@@ -57,19 +57,21 @@ def write_page(report: dict, recording: Recording, path: Path) -> None:
     parts += [_cards(report), "<h2>Frames: camera and edited</h2>", _samples(recording)]
     parts += ["<h2>Latency</h2>", *_latency_plots(report, recording)]
     parts += ["<h2>Frames and memory</h2>", '<div class="two">']
-    parts.append(
-        _box("Where the frames went", plots.drops(report["dropped"], report["frames_out"]))
-    )
-    parts.append(_box("Memory of the editor", plots.memory_over_time(recording)))
+    parts.append(box("Where the frames went", plots.drops(report["dropped"], report["frames_out"])))
+    parts.append(box("Memory of the editor", plots.memory_over_time(recording)))
     parts += ["</div>", "<h2>Instructions</h2>", _instructions(report, recording)]
-    parts += ["<h2>Details</h2>", _details(report)]
+    parts += ["<h2>Details</h2>", details(report)]
+    path.write_text(document("egoedit replay", parts), encoding="utf-8")
+
+
+def document(title: str, parts: list[str]) -> str:
+    """A whole page of these parts of HTML."""
     body = "\n".join(parts)
-    path.write_text(
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>egoedit replay</title>\n<style>{STYLE}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n",
-        encoding="utf-8",
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -108,16 +110,17 @@ def _cards(report: dict) -> str:
 def _latency_plots(report: dict, recording: Recording) -> list[str]:
     over_time = plots.latency_over_time(recording, report.get("deadline_ms"))
     return [
-        _box("From camera to edited frame, frame by frame", over_time),
-        _box("Where the time goes, frame by frame", plots.stages_over_time(recording)),
+        box("From camera to edited frame, frame by frame", over_time),
+        box("Where the time goes, frame by frame", plots.stages_over_time(recording)),
         '<div class="two">',
-        _box("Distribution", plots.distribution(recording)),
-        _box("By stage", plots.stage_bars(recording)),
+        box("Distribution", plots.distribution(recording)),
+        box("By stage", plots.stage_bars(recording)),
         "</div>",
     ]
 
 
-def _box(title: str, svg: str | None) -> str:
+def box(title: str, svg: str | None) -> str:
+    """A titled box around a plot; None says that there is nothing to plot."""
     content = svg or "<p>Not enough was recorded for this plot.</p>"
     return f'<div class="box"><h3>{escape(title)}</h3>{content}</div>'
 
@@ -179,7 +182,8 @@ def _instructions(report: dict, recording: Recording) -> str:
     return f'<div class="box"><table>{"".join(rows)}</table></div>'
 
 
-def _details(report: dict) -> str:
+def details(report: dict) -> str:
+    """A report's values as a table."""
     hidden = {"editor_memory_series", "error"}
     rows = []
     for key, value in report.items():

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``egoedit bench edit|engine|stream``: how good, how fast, and how fast in the graph."""
+"""``egoedit bench edit|engine|stream|compare``: how good, how fast, and how fast in the graph."""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import sys
 from pathlib import Path
 
 from egoedit_ros.bench import edit_cli, engine_cli
-from egoedit_ros.cli.common import add_model_options, add_runtime_option, positive_whole, table
+from egoedit_ros.cli import bench_stream
+from egoedit_ros.cli.common import (
+    EXIT_FAILED,
+    EXIT_WRONG_INPUT,
+    add_model_options,
+    add_runtime_option,
+    positive_whole,
+    table,
+)
+from egoedit_ros.cli.graph import NodeDied
 from egoedit_ros.errors import UserError
 
 
@@ -29,11 +38,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     engine_cli.add_options(engine)
     _output(engine)
 
-    stream = kinds.add_parser("stream", help="how fast the ROS graph is on a bag or video")
-    stream.add_argument("input", type=Path, metavar="INPUT")
-    stream.add_argument("--topic", metavar="NAME")
-    add_model_options(stream)
+    stream = kinds.add_parser(
+        "stream",
+        help="how fast the ROS graph is on a bag or video",
+        description="Measures the editor's graph, or any node that copies the header's stamp.",
+    )
+    bench_stream.add_options(stream)
     _output(stream)
+
+    compare = kinds.add_parser("compare", help="what changed between two results, beyond the noise")
+    compare.add_argument("before", type=Path, metavar="A.json")
+    compare.add_argument("after", type=Path, metavar="B.json")
+    _output(compare)
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +60,17 @@ def _output(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.json and args.json.exists() and not args.overwrite:
         raise UserError(f"{args.json} exists; choose another file or add --overwrite")
-    content, rows = {"edit": _edit, "engine": engine_cli.run, "stream": _stream}[args.bench](args)
+    kinds = {
+        "edit": _edit,
+        "engine": engine_cli.run,
+        "stream": bench_stream.run,
+        "compare": _compare,
+    }
+    try:
+        content, rows = kinds[args.bench](args)
+    except NodeDied as death:
+        print(f"egoedit: error: {death}", file=sys.stderr, flush=True)
+        return EXIT_WRONG_INPUT if death.code == EXIT_WRONG_INPUT else EXIT_FAILED
     if args.json:
         from egoedit_ros.bench.report import write_json
 
@@ -101,37 +127,8 @@ def _edit(args: argparse.Namespace) -> tuple[dict, list]:
     return content, rows
 
 
-def _stream(args: argparse.Namespace) -> tuple[dict, list]:
-    """The first form: one replay of the input at its own timing, with the live policy."""
-    from egoedit_ros.bench.provenance import provenance
-    from egoedit_ros.cli import main as command
+def _compare(args: argparse.Namespace) -> tuple[dict, list]:
+    from egoedit_ros.bench.compare import compare, load_benchmark, rows
 
-    with tempfile.TemporaryDirectory(prefix="egoedit_bench_") as folder:
-        report_file = Path(folder) / "report.json"
-        words = [
-            "replay",
-            str(args.input),
-            "-i",
-            "turn the mug into a cactus",
-            "--policy",
-            "latest",
-        ]
-        words += ["-o", str(Path(folder) / "out"), "--json", str(report_file)]
-        for name in ("topic", "model", "device", "size", "chunk_latents", "nfe", "output_size"):
-            value = getattr(args, name)
-            if value is not None:
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        code = command.main(words)
-        if code or not report_file.exists():
-            raise UserError("the replay did not end well; its message is above")
-        import json
-
-        report = json.loads(report_file.read_text())
-    fixed = {"own": report | {"runs": [report]}}
-    content = {"fixed": fixed} | provenance({"model": args.model}, report["input_sha256"])
-    rows = [("fps in / out", f"{report['fps_in']:.2f} / {report['fps_out']:.2f}")]
-    rows += [("first frame", f"{report['first_frame_ms']:.0f} ms")]
-    rows += [("latency p50 / p95", " / ".join(f"{report['latency_ms'][p]:.0f} ms" for p in
-             ("p50", "p95")))]  # fmt: skip
-    rows += [("dropped", report["dropped"])]
-    return content, rows
+    content = compare(load_benchmark(args.before), load_benchmark(args.after))
+    return content, rows(content)
