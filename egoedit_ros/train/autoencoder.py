@@ -15,6 +15,7 @@ from egoedit_ros.data.sim.generate import read_clip
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.train.loop import Trainer, TrainSettings
+from egoedit_ros.train.parallel import alone, join
 
 EDITED = 12 / 255 * 2  # a pixel is edited when a channel differs by more, in -1..1
 
@@ -135,18 +136,23 @@ def measure_latents(model: EdgeAutoencoder, data: AutoencoderData, seed: int) ->
 
 
 def train_autoencoder(settings: TrainSettings, data: AutoencoderData) -> Path:
-    """Run the stage; returns the checkpoint."""
-    from egoedit_ros.model.config import get_config
-
+    """Run the stage, on the CPU and in one process; returns the checkpoint."""
+    alone(join("cpu"), settings.stage)
     torch.manual_seed(settings.seed)
-    model = EdgeAutoencoder(get_config(settings.model).autoencoder)
+    model = EdgeAutoencoder(settings.editor.autoencoder)
     model = model.to(memory_format=torch.channels_last)
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         source, target = data.sample(rng)
+        seen[:] = [(source, target)]
         return autoencoder_loss(model, source, target, noise)
 
     def finish(averaged: EdgeAutoencoder) -> None:
         measure_latents(averaged, data, settings.seed + 1)
 
-    return Trainer(model, settings, step, finish).run()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def batch() -> dict[str, Tensor]:
+        return dict(zip(("source", "target"), seen[0], strict=True)) if seen else {}
+
+    return Trainer(model, settings, step, finish, data={"data": data.__dict__}, batch=batch).run()

@@ -20,7 +20,7 @@ from torch import Tensor
 from egoedit_ros.data.sim.generate import read_clip
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.model.checkpoint import fill, read_safetensors
-from egoedit_ros.model.config import EditorConfig, get_config
+from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
@@ -28,6 +28,7 @@ from egoedit_ros.model.transformer import Transformer, causal_attend, token_grid
 from egoedit_ros.train.autoencoder import EDITED, AutoencoderData, crop_corner, picture_loss
 from egoedit_ros.train.latents import load_frozen, to_pixels
 from egoedit_ros.train.loop import Trainer, TrainSettings
+from egoedit_ros.train.parallel import alone, join
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class DecoderStep:
         self.dtype = best_dtype()
         self.net = net.to(self.dtype)
         self.text = get_text_encoder(config.text_encoder, config.transformer.text_len)
+        self.seen: dict[str, Tensor] = {}
 
     def __call__(
         self, rng: np.random.Generator, noise: torch.Generator
@@ -116,6 +118,7 @@ class DecoderStep:
             targets.append(to_pixels(pair[1]))
             texts.append(self.text(clip.instructions[edit]))
         source, target = torch.cat(sources), torch.cat(targets)
+        self.seen = {"source": source, "target": target, "text": torch.stack(texts)}
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             coded = self.encoder.encode(source.to(self.dtype))
             text = torch.stack(texts).to(self.dtype)
@@ -160,12 +163,16 @@ def _crop(x: Tensor, corners: list[tuple[int, int]], size: int, scale: int = 1) 
 
 
 def train_decoder(settings: TrainSettings, data: DecoderData) -> Path:
-    """Run the stage; the checkpoint is a whole autoencoder."""
+    """Run the stage, on the CPU and in one process; the checkpoint is a whole autoencoder."""
+    alone(join("cpu"), settings.stage)
     torch.manual_seed(settings.seed)
-    config = get_config(settings.model)
+    config = settings.editor
     model = EdgeAutoencoder(config.autoencoder)
     fill(model, read_safetensors(data.autoencoder), data.autoencoder)
     model = model.to(memory_format=torch.channels_last)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("decoder_"))
-    return Trainer(model, settings, DecoderStep(model, config, data)).run()
+    step = DecoderStep(model, config, data)
+    return Trainer(
+        model, settings, step, data={"data": data.__dict__}, batch=lambda: step.seen
+    ).run()

@@ -53,7 +53,7 @@ def to_pixels(frames: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_clip(model: EdgeAutoencoder, clip: StoredClip, text_len: int) -> LatentClip:
+def encode_clip(model: EdgeAutoencoder, clip: StoredClip, config: EditorConfig) -> LatentClip:
     """Encode a stored clip and its mirror image; the autoencoder is channels-last."""
     latents, edited, dtype = [], [], model.encoder_in.weight.dtype
     for mirrored in (False, True):
@@ -65,7 +65,9 @@ def encode_clip(model: EdgeAutoencoder, clip: StoredClip, text_len: int) -> Late
         first = model.encode(first.to(dtype)).latents.unsqueeze(1)
         latents.append(torch.cat([first, rest], dim=1).half())
         edited.append(torch.stack([edited_cells(videos[0], target) for target in videos[1:]]))
-    encoder = get_text_encoder("minilm", text_len)
+    encoder = get_text_encoder(
+        config.text_encoder, config.transformer.text_len, config.text_folder
+    )  # fmt: skip
     text = torch.stack([encoder(t) for t in clip.instructions]).half()
     return LatentClip(torch.stack(latents), torch.stack(edited), text)
 
@@ -90,7 +92,7 @@ def _encode(checkpoint: Path, config: EditorConfig, paths: list[Path], output: P
     model = load_frozen(checkpoint, config)
     for path in paths:
         clip = read_clip(path)
-        item = encode_clip(model, clip, config.transformer.text_len)
+        item = encode_clip(model, clip, config)
         part = (output / path.name).with_suffix(".part")
         save_file(
             {"latents": item.latents, "edited": item.edited, "text": item.text},

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop that all stages share: bf16, AdamW, EMA, clipping, checkpoints, a loss log."""
+"""The training loop that all stages share: AdamW or Muon, EMA, clipping, checkpoints, curves.
+
+A run that is stopped and started again gives the same weights as one that was not: what a step
+draws follows from the seed and the step's number, and a checkpoint holds all the rest.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import time
@@ -13,22 +18,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.config import EditorConfig, get_config
 from egoedit_ros.model.precision import best_dtype
-from egoedit_ros.train.muon import Muon
+from egoedit_ros.train import states
+from egoedit_ros.train.lora import add_lora, merged
+from egoedit_ros.train.parallel import Group, recompute_blocks
+from egoedit_ros.train.parts import Critic, Part, Step
+from egoedit_ros.train.watch import Bar, Curves, Progress, Watch, signals_at_step_ends
 
-# Parts of a network under this name help to train it; a checkpoint has none of them.
-TRAINING_ONLY = "training_head."
-Step = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+__all__ = ["Critic", "Step", "TrainSettings", "Trainer"]
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What every stage is told. Times of a run are bounded by steps or by minutes."""
+    """What every stage is told. Times of a run are bounded by steps or by minutes.
+
+    config: the editor's sizes, where they are not those of the configuration called ``model``.
+    lora: rank of the additions that are trained in the weights' place, 0: the weights themselves.
+    recompute: gradient checkpointing. critic_lr, critic_steps: of the stages with a second
+    network; None: as the first one. watch: see :class:`~egoedit_ros.train.watch.Watch`.
+    """
 
     output: Path
     stage: str
@@ -37,6 +50,7 @@ class TrainSettings:
     minutes: float | None = None
     lr: float = 1e-3
     warmup: int = 100
+    schedule: str = "cosine"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
@@ -44,15 +58,48 @@ class TrainSettings:
     seed: int = 0
     log_every: int = 20
     save_every: int = 200
+    sample_every: int = 0
     bf16: bool = True
     optimizer: str = "adamw"
     muon_times: float = 1.0  # Muon's rate over AdamW's
+    critic_lr: float | None = None
+    critic_steps: int = 5
+    recompute: bool = False
+    lora: int = 0
+    lora_alpha: float = 16.0
+    tensorboard: bool = False
+    device: str = "auto"
+    config: EditorConfig | None = None
+    watch: Watch | None = None
+
+    @property
+    def editor(self) -> EditorConfig:
+        return self.config or get_config(self.model)
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be trained with."""
+        for name, least in (("steps", 1), ("warmup", 1), ("log_every", 1), ("save_every", 1),
+                            ("critic_steps", 1), ("lora", 0), ("sample_every", 0)):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}; it must be a whole number from {least} up")
+        for name, known in (("optimizer", ("adamw", "muon")), ("schedule", ("cosine", "constant"))):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; use one of: {', '.join(known)}"
+                )
 
 
 class Trainer:
     """Runs ``step`` until the end and leaves ``<stage>.safetensors`` (EMA weights) whole.
 
-    ``<stage>.state.safetensors`` beside it resumes the run; ``<stage>.log.jsonl`` is the curve.
+    Beside it: ``<stage>.state.safetensors`` to resume (many processes: the folder
+    ``<stage>.state``), ``<stage>.log.jsonl``, ``<stage>.samples.jsonl`` where samples are made.
+
+    finish: called with the averaged network before each checkpoint. critic: a second network that
+    learns between the steps of the first. data: the stage's other settings, a resumed run must
+    have the same. batch: what the last step was about, saved when the loss is no number. sampler:
+    makes samples of (averaged network, step) and gives figures; every process calls it.
     """
 
     def __init__(
@@ -61,21 +108,68 @@ class Trainer:
         settings: TrainSettings,
         step: Step,
         finish: Callable[[nn.Module], None] | None = None,
+        *,
+        critic: Critic | None = None,
+        data: dict | None = None,
+        group: Group | None = None,
+        batch: Callable[[], dict[str, Tensor]] | None = None,
+        sampler: Callable[[nn.Module, int], dict[str, float]] | None = None,
     ) -> None:
+        settings.check()
         self.model = model
         self.settings = settings
+        self.group = group or Group()
         self._step = step
         self._finish = finish
+        self._batch = batch
+        self._sampler = sampler
+        self._facts = dataclasses.asdict(dataclasses.replace(settings, watch=None)) | (data or {})
+        if settings.config is not None:
+            self._facts["config"] = settings.config.to_dict()
+        if self.group.count > 1:
+            _check_many(settings)
+        if settings.lora:
+            for net in (model, *([critic.net] if critic else ())):
+                add_lora(net, settings.lora, settings.lora_alpha)
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizers = _optimizers(model, settings)
+        if settings.recompute:
+            recompute_blocks(model)
+        self.group.shard(model)
+        self.group.shard(self.averaged)
+        # Through self, so that a step can be put in another's place.
+        self.parts = [Part("", model, lambda *a: self._step(*a), settings.lr, settings)]
+        self._every = 1
+        if critic is not None:
+            self._every = critic.every
+            if settings.recompute:
+                recompute_blocks(critic.net)
+            self.group.shard(critic.net)
+            self.parts.append(Part("critic.", critic.net, critic.step, critic.lr, settings))
+        self.optimizers = self.parts[0].optimizers
         self.done = 0
         self.elapsed = 0.0
+        self._speed = 0.0
+        self._saved = ""
         settings.output.mkdir(parents=True, exist_ok=True)
         self.checkpoint = settings.output / f"{settings.stage}.safetensors"
-        self.state = settings.output / f"{settings.stage}.state.safetensors"
+        many = self.group.count > 1
+        self.state = settings.output / f"{settings.stage}.state{'' if many else '.safetensors'}"
         self.log = settings.output / f"{settings.stage}.log.jsonl"
+        self.samples = settings.output / f"{settings.stage}.samples.jsonl"
+        self._refuse_another_count()
+        if not many:
+            states.finish_renaming(self.checkpoint, self.state)
         if self.state.exists():
             self._resume()
+
+    def _refuse_another_count(self) -> None:
+        many = self.group.count > 1
+        other = self.log.with_name(f"{self.settings.stage}.state{'.safetensors' if many else ''}")
+        if other.exists():
+            who = "one process" if many else "several processes (torchrun)"
+            raise UserError(
+                f"{other} was written by {who}; go on with as many, or choose another output folder"
+            )
 
     def _progress(self) -> float:
         by_steps = self.done / self.settings.steps
@@ -83,134 +177,244 @@ class Trainer:
             return by_steps
         return max(by_steps, self.elapsed / (60 * self.settings.minutes))
 
-    def _rate(self) -> float:
-        """Linear warm-up, then half a cosine down to a twentieth."""
+    def _rate(self, lr: float) -> float:
+        """Linear warm-up, then half a cosine down to a twentieth, or constant."""
         warm = min(1.0, (self.done + 1) / self.settings.warmup)
+        if self.settings.schedule == "constant":
+            return lr * warm
         fall = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, self._progress())))
-        return self.settings.lr * warm * fall
+        return lr * warm * fall
 
     def run(self) -> Path:
+        """Train to the end. SIGINT, SIGTERM and the watch's stop save first; raises
+        KeyboardInterrupt after a signal."""
         settings = self.settings
-        bf16 = settings.bf16 and best_dtype() is torch.bfloat16
+        main = self.group.rank == 0
+        bar = Bar(settings.stage, settings.steps, settings.minutes, main)
+        bar.start_at(self.done, self.elapsed)
+        folder = settings.output / "tb" / settings.stage
+        curves = Curves(folder if settings.tensorboard and main else None, self.done)
+        try:
+            with signals_at_step_ends() as signalled:
+                self._report("running")
+                self._loop(bar, curves, signalled)
+                stopped = self.group.any(signalled.is_set())
+            if stopped:
+                raise KeyboardInterrupt
+            self._report("done")
+            return self.checkpoint
+        except Exception:
+            self._report("failed")
+            raise
+        finally:
+            bar.close()
+            curves.close()
+
+    def _loop(self, bar: Bar, curves: Curves, signalled) -> None:
+        settings, watch = self.settings, self.settings.watch
         while self._progress() < 1:
+            stop = signalled.is_set() or (watch is not None and watch.stopped())
+            if self.group.any(stop):
+                break
             start = time.monotonic()
-            # Streams named by (seed, step): a resumed run sees what an unbroken one would.
-            rng = np.random.default_rng([settings.seed, self.done])
-            noise = torch.Generator().manual_seed(settings.seed * 1_000_003 + self.done)
-            rate = self._rate()
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["times"]
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss, report = self._step(rng, noise)
-            if not torch.isfinite(loss):
-                self._save()
-                raise UserError(
-                    f"the loss is {loss.item()} at step {self.done}; the last good weights are in "
-                    f"{self.checkpoint}; lower lr and start again"
-                )
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self._average()
+            row: dict[str, float] = {}
+            for index, part in reversed(list(enumerate(self.parts))):
+                if index or (self.done + 1) % self._every == 0:
+                    row |= self._update(index, part)
             self.done += 1
-            self.elapsed += time.monotonic() - start
+            took = time.monotonic() - start
+            # By the first process's clock, so that all end at the same step.
+            took = self.group.mean({"s": took})["s"]
+            self.elapsed += took
+            self._speed = 0.9 * self._speed + 0.1 / took if self._speed else 1 / took
+            loss = row.get("loss", row.get("critic_loss", math.nan))
+            bar.update(self.done, self.elapsed, loss)
+            self._report("running", loss)
             if self.done % settings.log_every == 0:
-                self._write(loss, norm, rate, report)
+                head = {"step": self.done, "seconds": round(self.elapsed, 1)}
+                self._write(self.log, head | row)
+                curves.add(head | row)
             if self.done % settings.save_every == 0:
                 self._save()
+            if settings.sample_every and self.done % settings.sample_every == 0:
+                self._sample(curves)
+        if self._saved != str(self.done):
+            self._save()
+
+    def _update(self, index: int, part: Part) -> dict[str, float]:
+        """One step of one network; what is known of it afterwards."""
+        settings, device = self.settings, self.group.device
+        # Streams named by (seed, step): a resumed run sees what an unbroken one would.
+        names = [settings.seed, self.done, *([index] if index else ())]
+        rng = np.random.default_rng(names)
+        noise = torch.Generator(device)
+        noise.manual_seed(settings.seed * 1_000_003 + self.done + index * 2**40)
+        rate = self._rate(part.lr)
+        part.set_rate(rate)
+        dtype = best_dtype(device)
+        mixed = settings.bf16 and dtype is torch.bfloat16
+        try:
+            # No kept casts where one step computes with and without gradient: a cast made without
+            # would be used with, and the gradient lost.
+            keep = len(self.parts) == 1
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=keep):
+                loss, report = part.step(rng, noise)
+            numbers = self.group.mean({"loss": loss} | report)
+            if not math.isfinite(numbers["loss"]):
+                raise self._no_number(f"the loss is {numbers['loss']}")
+            part.zero_grad()
+            loss.backward()
+        except UserError:
+            raise
+        except Exception:
+            # Nothing has been changed yet: what was learnt so far is worth keeping.
+            if self.group.count == 1:
+                self._save()
+            raise
+        norm = states.plain(nn.utils.clip_grad_norm_(part.net.parameters(), settings.clip))
+        if not math.isfinite(norm):
+            raise self._no_number(f"the gradient's norm is {norm}")
+        part.take_step()
+        if index == 0:
+            self._average()
+        row = {"loss": numbers.pop("loss"), "grad_norm": norm, "lr": rate} | numbers
+        return {f"critic_{k}" if index else k: v for k, v in row.items()}
+
+    def _no_number(self, what: str) -> UserError:
+        """Saves weights and batch; the error to raise."""
         self._save()
-        return self.checkpoint
+        note = ""
+        if self._batch is not None and (batch := self._batch()):
+            name = f"{self.settings.stage}.bad_step{self.done:06d}.{self.group.rank}.safetensors"
+            path = self.settings.output / name
+            tensors = {k: v.detach().to("cpu").contiguous() for k, v in batch.items()}
+            states.write_together([(path, tensors, {"step": str(self.done)})])
+            note = f" and the batch in {path}"
+        return UserError(
+            f"{what} at step {self.done}; the last good weights are in {self.checkpoint}{note}; "
+            "lower lr and start from them (start:) in another output folder"
+        )
 
     def _average(self) -> None:
         # A young average follows quickly, an old one slowly.
-        decay = min(self.settings.ema, (1 + self.done) / (10 + self.done))
+        count = self.done // self._every
+        decay = min(self.settings.ema, (1 + count) / (10 + count))
         with torch.no_grad():
             for kept, new in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
-    def _write(self, loss: Tensor, norm: Tensor, rate: float, report: dict[str, Tensor]) -> None:
-        row = {"step": self.done, "seconds": round(self.elapsed, 1), "loss": loss.item()}
-        row |= {"grad_norm": norm.item(), "lr": rate}
-        row |= {k: v.item() for k, v in report.items()}
-        with self.log.open("a") as file:
-            file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+    def _sample(self, curves: Curves) -> None:
+        if self._sampler is None:
+            return
+        dtype, device = best_dtype(self.group.device), self.group.device
+        mixed = self.settings.bf16 and dtype is torch.bfloat16
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            figures = self._sampler(self.averaged, self.done)
+        row = {"step": self.done} | {f"sample_{k}": v for k, v in figures.items()}
+        self._write(self.samples, row)
+        curves.add(row)
+
+    def _write(self, path: Path, row: dict[str, float]) -> None:
+        if self.group.rank == 0:
+            with path.open("a") as file:
+                file.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+
+    def _report(self, state: str, loss: float = math.nan) -> None:
+        watch = self.settings.watch
+        if watch is None or self.group.rank:
+            return
+        share = self._progress()
+        left = self.elapsed * (1 - share) / share if share > 0 and self.elapsed else -1.0
+        total = self.settings.steps
+        if self.settings.minutes is not None and share > 0:
+            total = min(total, round(self.done / share))
+        path = str(self.checkpoint) if self.checkpoint.exists() else ""
+        stage = self.settings.stage
+        watch.report(
+            Progress(stage, state, self.done, total, loss, self._speed, max(-1.0, left), path)
+        )
+
+    # --- checkpoints ---------------------------------------------------------
+
+    def _meta(self) -> dict[str, str]:
+        return {
+            "stage": self.settings.stage,
+            "model": self.settings.model,
+            "step": str(self.done),
+        }
 
     def _save(self) -> None:
+        self._report("saving")
         if self._finish is not None:
             self._finish(self.averaged)
-        meta = {"stage": self.settings.stage, "model": self.settings.model, "step": str(self.done)}
-        weights = {k: v.contiguous() for k, v in self.averaged.state_dict().items()}
-        helping = {k: weights.pop(k) for k in list(weights) if k.startswith(TRAINING_ONLY)}
-        _replace(self.checkpoint, weights, meta)
-        state = {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
-        state |= {f"averaged.{k}": v for k, v in helping.items()}
-        for which, optimizer in enumerate(self.optimizers):
-            for number, slot in optimizer.state_dict()["state"].items():
-                name = f"optimizer.{which}.{number}"
-                state |= {f"{name}.{k}": v.contiguous() for k, v in slot.items()}
-        _replace(self.state, state, meta | {"elapsed": str(self.elapsed)})
+        meta = self._meta()
+        full = meta | {"elapsed": str(self.elapsed)}
+        full |= {"settings": json.dumps(self._facts, default=str)}
+        if self.group.count == 1:
+            state = self._state(averaged=bool(self.settings.lora))
+            weights = (self.checkpoint, merged(self.averaged), meta)
+            states.write_together([weights, (self.state, state, full)])
+        else:
+            states.save_shards(self.state, self._state(True), full, self.group.rank)
+            weights = {k: states.whole(v) for k, v in self.averaged.state_dict().items()}
+            if self.group.rank == 0:
+                states.write_together([(self.checkpoint, weights, meta)])
+            self.group.wait()
+        self._saved = str(self.done)
+
+    def _state(self, averaged: bool) -> dict[str, Tensor]:
+        """Everything a resumed run needs; the averaged weights where their file is not enough."""
+        state: dict[str, Tensor] = {}
+        for part in self.parts:
+            state |= part.state()
+        if averaged:
+            state |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
+        return state
 
     def _resume(self) -> None:
-        with safe_open(self.state, "pt") as file:
-            meta = file.metadata()
-            if meta.get("model") != self.settings.model:
-                raise UserError(
-                    f"{self.state} belongs to model {meta.get('model')}, not "
-                    f"{self.settings.model}; choose another output folder"
-                )
-            self.done, self.elapsed = int(meta["step"]), float(meta["elapsed"])
-        state = load_file(self.state)
-        model = {k[6:]: v for k, v in state.items() if k.startswith("model.")}
-        self.model.load_state_dict(model)
-        helping = {k[9:]: v for k, v in state.items() if k.startswith("averaged.")}
-        self.averaged.load_state_dict(load_file(self.checkpoint) | helping)
-        for which, optimizer in enumerate(self.optimizers):
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in state.items():
-                kind, *place = key.split(".")
-                if kind == "optimizer" and int(place[0]) == which:
-                    slots.setdefault(int(place[1]), {})[place[2]] = value
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
-        if self.log.exists():  # what came after the checkpoint will be done again
-            rows = [json.loads(line) for line in self.log.read_text().splitlines()]
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.done]
-            self.log.write_text("".join(kept))
+        many = self.group.count > 1
+        meta = states.read_shards_meta(self.state) if many else states.read_meta(self.state)
+        if meta.get("model") != self.settings.model:
+            raise UserError(
+                f"{self.state} belongs to model {meta.get('model')}, not "
+                f"{self.settings.model}; choose another output folder"
+            )
+        changed = states.differences(meta.get("settings"), self._facts)
+        if changed:
+            raise UserError(
+                f"{self.state} was made with other settings ({'; '.join(changed)}); put them back "
+                "to go on, or choose another output folder"
+            )
+        self.done, self.elapsed = int(meta["step"]), float(meta["elapsed"])
+        self._saved = meta["step"]
+        if many:
+            for part in self.parts:
+                part.make_slots()
+            state = self._state(True)
+            states.load_shards(self.state, state)
+        else:
+            state = load_file(self.state, device=str(self.group.device))
+        for part in self.parts:
+            part.load(state)
+        averaged = {k[9:]: v for k, v in state.items() if k.startswith("averaged.")}
+        self.averaged.load_state_dict(averaged or load_file(self.checkpoint))
+        self._forget_after()
+
+    def _forget_after(self) -> None:
+        """Take out of the logs what came after the checkpoint: it will be done again."""
+        for path in (self.log, self.samples):
+            if path.exists() and self.group.rank == 0:
+                rows = [json.loads(line) for line in path.read_text().splitlines()]
+                kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.done]
+                path.write_text("".join(kept))
 
 
-def _optimizers(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest."""
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    inner = {
-        n for n, p in trained if settings.optimizer == "muon" and p.ndim == 2 and "blocks." in n
-    }
-    groups = [
-        {"params": [p for n, p in trained if n not in inner and p.ndim > 1]},
-        {"params": [p for n, p in trained if n not in inner and p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(
-        [g | {"times": 1.0} for g in groups],
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
-    if not inner:
-        return [adamw]
-    muon = Muon(
-        [{"params": [p for n, p in trained if n in inner], "times": settings.muon_times}],
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        dtype=best_dtype(),
-    )
-    return [adamw, muon]
-
-
-def _replace(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
-    """Write beside, then rename: a full disk leaves the last good file."""
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata=meta)
-    part.chmod(0o644)
-    part.replace(path)
+def _check_many(settings: TrainSettings) -> None:
+    """Raise UserError for what only one process can do."""
+    if settings.lora or settings.optimizer == "muon":
+        raise UserError("several processes train whole weights with adamw; leave out lora and muon")
+    if settings.sample_every:
+        raise UserError(
+            "several processes make no samples; leave out sample_every and run "
+            "'egoedit train sample' on their checkpoint beside them"
+        )

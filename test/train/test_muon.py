@@ -32,7 +32,9 @@ def test_steps_as_torch_does_where_torch_is_fast_enough_to_ask():
         a.step()
         b.step()
     for left, right in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-3, rtol=0)  # of three steps of 4e-3, in bf16
+        torch.testing.assert_close(
+            left, right, atol=1e-3, rtol=0
+        )  # of three steps of 4e-3, in bf16
 
 
 def test_a_closure_is_refused():

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the transformer's stages draw at each step: windows of cached clips, cut around edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.train.latents import LatentClip
+from egoedit_ros.train.parallel import Group
+
+
+@dataclass(frozen=True)
+class FlowData:
+    """Windows of latent frames; crops (in latent cells, 0 = whole frames) around the edit.
+
+    views: ``{weight, batch, frames, crop}`` each, one drawn at every step; without any, the fields
+    above are the only one. Crops are quick to learn from; whole frames teach what not to edit.
+
+    switched: share of samples whose past shows another edit, or none. text_dropout: share whose
+    text is the empty one, so that the network can be guided (CFG). Noise levels are logit-normal
+    (noise_mean, noise_std), shifted by noise_shift (None: the editor's), a share of pure_noise at
+    1. loss: ``clean`` (of the latents), ``velocity``, or ``auto``: what the network predicts.
+    """
+
+    latents: Path
+    batch: int = 16
+    frames: int = 3
+    crop: int = 16
+    switched: float = 0.25
+    edited_weight: float = 5.0
+    views: tuple[dict, ...] = ()
+    attention: str = "causal"
+    forcing: str = "teacher"
+    text_dropout: float = 0.0
+    noise_mean: float = 0.0
+    noise_std: float = 1.0
+    noise_shift: float | None = None
+    pure_noise: float = 0.35
+    rough_past: float = 0.15
+    loss: str = "auto"
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be drawn."""
+        for name, known in (("attention", ("causal", "bidirectional")),
+                            ("forcing", ("teacher", "diffusion")),
+                            ("loss", ("auto", "clean", "velocity"))):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; use one of: {', '.join(known)}"
+                )
+        for name in ("switched", "text_dropout", "pure_noise", "rough_past"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
+        known = {f.name for f in fields(self)} | {"weight"}
+        for view in self.views:
+            if not isinstance(view, dict) or "weight" not in view or set(view) - known:
+                raise UserError(f"the view {view} must have a weight, and else settings of data")
+        for one in (self, *(self.with_view(v) for v in self.views)):
+            if one.batch < 1 or one.frames < 1 or one.crop < 0 or one.crop % 2:
+                raise UserError("batch and frames must be 1 or more, crop even or 0")
+
+    def with_view(self, view: dict) -> FlowData:
+        return replace(self, views=(), **{k: v for k, v in view.items() if k != "weight"})
+
+    def draw_view(self, rng: np.random.Generator) -> FlowData:
+        """The data of one step."""
+        if not self.views:
+            return self
+        weights = np.array([v["weight"] for v in self.views], float)
+        return self.with_view(self.views[int(rng.choice(len(weights), p=weights / weights.sum()))])
+
+
+@dataclass(slots=True)
+class Batch:
+    """source, target, past: ``[B, F, C, h, w]``; edited ``[B, F, h, w]``; text ``[B, L, D]``."""
+
+    source: Tensor
+    target: Tensor
+    past: Tensor
+    edited: Tensor
+    text: Tensor
+    corners: Tensor  # [B, 2] row and column of the crop, in tokens
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(t.to(device) for t in self.tensors().values()))
+
+
+def sample_batch(
+    rng: np.random.Generator,
+    clips: Sequence[LatentClip],
+    data: FlowData,
+    group: Group | None = None,
+    empty: Tensor | None = None,
+) -> Batch:
+    """Draw a batch; everything follows from ``rng``. A process keeps its share of the samples.
+
+    empty: embedding ``[L, D]`` of the empty text, for data.text_dropout.
+    """
+    group = group or Group()
+    group.part(data.batch)
+    rows = []
+    for index in range(data.batch):
+        row = _sample(rng, clips, data)
+        if index % group.count == group.rank:
+            rows.append(row)
+    batch = Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    if data.text_dropout:
+        dropped = group.share(torch.from_numpy(rng.random(data.batch) < data.text_dropout))
+        batch.text[dropped] = empty.to(batch.text.dtype)
+    return batch.to(group.device)
+
+
+def _sample(
+    rng: np.random.Generator, clips: Sequence[LatentClip], data: FlowData
+) -> tuple[Tensor, ...]:
+    clip = clips[int(rng.integers(len(clips)))]
+    mirrored, edit = int(rng.integers(2)), int(rng.integers(clip.text.shape[0]))
+    video = clip.latents[mirrored]
+    if video.shape[1] < data.frames:
+        raise UserError(
+            f"a clip has {video.shape[1]} latent frames, the recipe wants {data.frames}; lower "
+            "frames, or make longer clips"
+        )
+    first = int(rng.integers(video.shape[1] - data.frames + 1))
+    window = slice(first, first + data.frames)
+    edited = clip.edited[mirrored, edit, window]
+    past = edit + 1
+    if rng.random() < data.switched:
+        past = int(rng.integers(video.shape[0]))
+    top = left = 0
+    h, w = video.shape[-2:]
+    height, width = (min(data.crop, h), min(data.crop, w)) if data.crop else (h, w)
+    if data.crop:
+        top, left = _corner(rng, edited.any(0).numpy(), height, width)
+    cut = (window, slice(None), slice(top, top + height), slice(left, left + width))
+    return (
+        video[0][cut].float(),
+        video[edit + 1][cut].float(),
+        video[past][cut].float(),
+        edited[:, cut[2], cut[3]].float(),
+        clip.text[edit].float(),
+        torch.tensor([top // 2, left // 2]),
+    )
+
+
+def _corner(
+    rng: np.random.Generator, edited: np.ndarray, height: int, width: int
+) -> tuple[int, int]:
+    """A random even corner whose crop holds an edited cell, if there is one."""
+    h, w = edited.shape
+    where = np.argwhere(edited)
+    if len(where):
+        y, x = where[rng.integers(len(where))]
+        y, x = y - rng.integers(2, height - 2), x - rng.integers(2, width - 2)
+    else:
+        y, x = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
+    y, x = int(np.clip(y, 0, h - height)), int(np.clip(x, 0, w - width))
+    return y // 2 * 2, x // 2 * 2

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe (the YAML file of ``egoedit train``) and the stages that it sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.config import EditorConfig, get_config
+from egoedit_ros.train.watch import Watch
+
+STAGES = {
+    "autoencoder": "learn to code pictures and to decode an edit beside its source",
+    "latents": "encode the clips once for the transformer",
+    "flow": "rectified flow; attention: bidirectional (the teacher) or causal",
+    "flow_whole": "the same on whole frames, from the weights of flow",
+    "dmd": "distil the bidirectional editor into few steps without guidance",
+    "causal": "rectified flow, block-causal by teacher or diffusion forcing",
+    "self_forcing": "distil on streams that the editor makes itself, through its cache",
+    "decoder": "teach the decoder what the transformer gives it",
+    "sample": "edit validation clips with a checkpoint: a video and figures",
+    "bundle": "put the trained networks into a model folder",
+}
+FOLDERS = ("output", "clips", "latents")
+
+
+def read_recipe(path: Path) -> dict:
+    """The YAML file as a table. Raises UserError when it is not one."""
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} is not a table of settings; see config/train/edge.yaml")
+    return recipe
+
+
+def recipe_config(recipe: dict) -> EditorConfig:
+    """The editor that a recipe trains: ``model`` is a configuration's name, or a table of one's
+    (``base``) with what is other in it."""
+    model = recipe.get("model", "edge")
+    if isinstance(model, str):
+        return get_config(model)
+    if not isinstance(model, dict):
+        raise UserError("model must be a name, or a table with base and what is other in it")
+    values = dict(model)
+    base = get_config(values.pop("base", "edge"))
+    try:
+        for part in ("transformer", "autoencoder"):
+            inner = _tuples(values.pop(part, {}))
+            base = dataclasses.replace(
+                base, **{part: dataclasses.replace(getattr(base, part), **inner)}
+            )
+        return dataclasses.replace(base, **_tuples(values))
+    except TypeError as error:
+        raise UserError(f"the recipe's model does not fit: {error}") from None
+
+
+def run_stage(
+    stage: str,
+    recipe: dict,
+    name: str = "the recipe",
+    minutes: float | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Run a stage to its end; returns what it made. name: of the recipe, for messages.
+
+    Raises UserError for a recipe that does not fit, KeyboardInterrupt after SIGINT or SIGTERM
+    (a checkpoint is there then).
+    """
+    if stage not in STAGES:
+        raise UserError(f"no stage called {stage!r}; use one of: {', '.join(STAGES)}")
+    section = recipe.get(stage) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{name}: {stage} must be a table of settings")
+    section = dict(section)
+    if minutes is not None:
+        section["minutes"] = minutes
+    named = recipe.get("folders") or {}
+    for folder in FOLDERS:
+        if folder not in named:
+            raise UserError(f"{name} names no folder '{folder}'; add it under folders")
+    work = _Work(stage, recipe_config(recipe), section, {k: Path(v) for k, v in named.items()})
+    work.watch = watch
+    made = getattr(work, stage if stage not in ("flow_whole", "causal") else "flow")()
+    return made
+
+
+class _Work:
+    """One stage of one recipe; a method to each."""
+
+    watch: Watch | None = None
+
+    def __init__(
+        self, stage: str, config: EditorConfig, section: dict, folders: dict[str, Path]
+    ) -> None:
+        self.stage, self.config, self.section, self.folders = stage, config, section, folders
+        self.output = folders["output"]
+
+    def autoencoder(self) -> Path:
+        from egoedit_ros.train.autoencoder import AutoencoderData, train_autoencoder
+
+        settings, rest = self._settings()
+        data = _build(AutoencoderData, {"clips": self.folders["clips"]} | rest)
+        return train_autoencoder(settings, data)
+
+    def latents(self) -> Path:
+        from tqdm import tqdm
+
+        from egoedit_ros.train.latents import cache_latents
+
+        checkpoint = self.output / "autoencoder.safetensors"
+        clips, latents = self.folders["clips"], self.folders["latents"]
+        with tqdm(unit="clip") as bar:
+            for done, total in cache_latents(checkpoint, self.config, clips, latents):
+                bar.total = total
+                bar.update(done - bar.n)
+        return latents
+
+    def flow(self) -> Path:
+        from egoedit_ros.train.batches import FlowData
+        from egoedit_ros.train.flow import train_flow
+
+        start, sampler = self._path("start"), self._sampler()
+        settings, rest = self._settings()
+        data = _build(FlowData, self._flow_values(rest))
+        if self.stage == "causal" and data.attention != "causal":
+            raise UserError("the stage causal trains causal attention; leave out attention")
+        return train_flow(settings, data, start, sampler)
+
+    def dmd(self) -> Path:
+        from egoedit_ros.train.dmd import train_dmd
+
+        return self._distil(train_dmd, "bidirectional")
+
+    def self_forcing(self) -> Path:
+        from egoedit_ros.train.self_forcing import train_self_forcing
+
+        return self._distil(train_self_forcing, "causal")
+
+    def _distil(self, train, attention: str) -> Path:
+        from egoedit_ros.train.batches import FlowData
+        from egoedit_ros.train.dmd import DistillData
+
+        start, sampler = self._path("start"), self._sampler()
+        given = {k: self._path(k) for k in ("teacher", "fake")}
+        if given["teacher"] is None:
+            raise UserError(f"{self.stage} names no teacher; give the weights that flow left")
+        # Self Forcing's: no momentum, a wide clip, a young average.
+        usual = {"betas": (0.0, 0.999), "clip": 10.0, "ema": 0.99, "warmup": 1}
+        usual |= {"schedule": "constant", "critic_steps": 10 if attention == "causal" else 5}
+        settings, rest = self._settings(usual)
+        names = {f.name for f in dataclasses.fields(DistillData)}
+        given |= {k: v for k, v in rest.items() if k in names}
+        rest = {k: v for k, v in rest.items() if k not in names}
+        data = _build(FlowData, {"attention": attention} | self._flow_values(rest))
+        return train(settings, data, _build(DistillData, given), start, sampler)
+
+    def decoder(self) -> Path:
+        from egoedit_ros.train.decoder import DecoderData, train_decoder
+
+        settings, rest = self._settings()
+        given = {
+            "clips": self.folders["clips"],
+            "transformer": self.output / f"{rest.pop('transformer', 'flow')}.safetensors",
+            "autoencoder": self.output / "autoencoder.safetensors",
+        }
+        return train_decoder(settings, _build(DecoderData, given | rest))
+
+    def sample(self) -> Path:
+        from egoedit_ros.train.flow import new_transformer
+        from egoedit_ros.train.parallel import join
+
+        checkpoint = self._path("checkpoint")
+        if checkpoint is None:
+            raise UserError("sample names no checkpoint; give the weights to look at")
+        folder = self.output / "samples" / checkpoint.stem
+        sampler = self._sampler_of(self.section, folder)
+        net = new_transformer(self.config, checkpoint, join())
+        figures = sampler(net.eval().requires_grad_(False), 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "figures.json"
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+        return path
+
+    def bundle(self) -> Path:
+        from egoedit_ros.model.autoencoder import build_autoencoder
+        from egoedit_ros.model.checkpoint import fill, read_safetensors, save_editor
+        from egoedit_ros.model.transformer import Transformer
+
+        networks = []
+        for network, name in (
+            (Transformer(self.config.transformer), self.section.get("transformer", "flow")),
+            (
+                build_autoencoder(self.config.autoencoder),
+                self.section.get("autoencoder", "autoencoder"),
+            ),
+        ):
+            path = self.output / f"{name}.safetensors"
+            fill(network, read_safetensors(path), path)
+            networks.append(network)
+        folder = Path(self.section.get("folder", self.output / "bundle"))
+        save_editor(folder, self.config, *networks)
+        return folder
+
+    # --- what they share -----------------------------------------------------
+
+    def _path(self, name: str) -> Path | None:
+        """A file that the section names; taken out of it. Raises UserError if it is not there."""
+        value = self.section.pop(name, None)
+        if value is None:
+            return None
+        path = Path(value)
+        if not path.is_file():
+            raise UserError(f"{self.stage}: no {name} at {path}; run the stage that makes it first")
+        return path
+
+    def _flow_values(self, rest: dict) -> dict:
+        views = rest.get("views") or ()
+        if not isinstance(views, (list, tuple)):
+            raise UserError(f"{self.stage}: views must be a list")
+        return {"latents": self.folders["latents"]} | rest | {"views": tuple(views)}
+
+    def _sampler(self):
+        """What makes samples while the stage runs, where its section has ``samples``."""
+        values = self.section.pop("samples", None)
+        if not values:
+            if self.section.get("sample_every"):
+                raise UserError(f"{self.stage}: sample_every without samples; say what to sample")
+            return None
+        if not isinstance(values, dict):
+            raise UserError(f"{self.stage}: samples must be a table of settings")
+        return self._sampler_of(values, self.output / f"{self.stage}.samples")
+
+    def _sampler_of(self, values: dict, folder: Path):
+        from egoedit_ros.train.samples import Sampler, SampleSettings
+
+        values = dict(values)
+        name = values.pop("autoencoder", "autoencoder")
+        clips = values.pop("clips", self.folders.get("validation"))
+        if clips is None:
+            raise UserError(f"{self.stage}: name the clips to sample, or folders: validation")
+        given = {"clips": Path(clips), "autoencoder": self.output / f"{name}.safetensors"}
+        return Sampler(_build(SampleSettings, given | values), self.config, folder)
+
+    def _settings(self, usual: dict | None = None):
+        """TrainSettings from the section, and what is left for the data."""
+        from egoedit_ros.train.loop import TrainSettings
+
+        own = {"output", "stage", "model", "config", "watch"}
+        names = {f.name for f in dataclasses.fields(TrainSettings)} - own
+        mine = _tuples({k: v for k, v in self.section.items() if k in names})
+        rest = {k: v for k, v in self.section.items() if k not in names}
+        given = {"output": self.output, "stage": self.stage, "model": self.config.name}
+        given |= {"config": self.config, "watch": self.watch}
+        return _build(TrainSettings, given | (usual or {}) | mine), rest
+
+
+def _tuples(values: dict) -> dict:
+    if not isinstance(values, dict):
+        raise UserError(f"{values!r} must be a table of settings")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _build(kind: type, values: dict):
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"the recipe does not fit: {error}") from None
