@@ -19,7 +19,7 @@ from egoedit_ros.cli.common import (
 from egoedit_ros.errors import UserError
 
 # Modules with an add_parser(subparsers) of their own, which sets ``run``.
-MORE = ("egoedit_ros.data.sim.cli", "egoedit_ros.data.sim.demo")
+MORE = ("egoedit_ros.data.sim.cli", "egoedit_ros.data.sim.demo", "egoedit_ros.data.cli")
 DEFAULT_TOPIC = "/image_raw"
 
 

@@ -87,16 +87,12 @@ def read_clip(path: Path) -> StoredClip:
         raise UserError(f"{path} is no stored clip ({error}); delete it and run again") from None
 
 
-def read_origins(folder: Path) -> dict[str, int]:
-    """Which origins are in a folder already, with the numbers of their clips."""
+def read_origin(path: Path) -> str:
+    """What a stored clip was made from, without reading its pictures."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as file:
-                meta = json.loads(file.metadata()["clip"])
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise UserError(f"{path} is no stored clip ({error}); delete it") from None
-        found[meta.get("origin", "")] = int(path.stem)
-    return found
+    try:
+        with safe_open(path, "numpy") as file:
+            return json.loads(file.metadata()["clip"]).get("origin", "")
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path} is no stored clip ({error}); delete it and run again") from None

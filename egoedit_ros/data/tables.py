@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published tables of EgoEditBench, and the videos that they name.
+"""The published tables of EgoEditBench and EgoEditData, and the videos that they name.
 
-``egoeditbench_data_table.csv``: ``data_id``, ``data_url``; ``egoeditbench_edits_table.csv``:
-``data_id``, ``source_data_id``, ``source_to_target_edit_prompt``, ``edit_task``,
-``sub_edit_task``.
+``egoeditbench_data_table.csv``, ``egoeditdata_data_table.csv``: ``data_id``, ``data_url``.
+``egoeditbench_edits_table.csv``: ``data_id``, ``source_data_id``,
+``source_to_target_edit_prompt``, ``edit_task``, ``sub_edit_task``.
+``egoeditdata_edits_table.csv``: ``data_id``, ``source_data_id``, ``target_data_id``,
+``source_to_target_edit_prompt``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ EDITS_COLUMNS = (
     "edit_task",
     "sub_edit_task",
 )
+PAIRS_DATA_TABLE = "egoeditdata_data_table.csv"
+PAIRS_TABLE = "egoeditdata_edits_table.csv"
+PAIRS_COLUMNS = ("data_id", "source_data_id", "target_data_id", "source_to_target_edit_prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,45 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             return [{c: (row[c] or "").strip() for c in columns} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no CSV table in UTF-8 ({error}); download it again") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """One training pair: from which video to which, and the words. line: in the table."""
+
+    line: int
+    data_id: str
+    source: str
+    target: str
+    instruction: str
+
+
+def read_pairs(folder: Path) -> tuple[list[PairRow], dict[str, str]]:
+    """The pairs of EgoEditData in the table's order, and the addresses by ``data_id``.
+
+    Only what makes the table useless is an error here (UserError); what is wrong with single rows
+    is for :mod:`egoedit_ros.data.importing` to report.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}; give the one with {PAIRS_TABLE}")
+    rows = read_table(folder / PAIRS_TABLE, PAIRS_COLUMNS)
+    if not rows:
+        raise UserError(f"{folder / PAIRS_TABLE} has no rows; download it again")
+    urls: dict[str, str] = {}
+    if (folder / PAIRS_DATA_TABLE).exists():
+        table = read_table(folder / PAIRS_DATA_TABLE, DATA_COLUMNS)
+        urls = {row["data_id"]: row["data_url"] for row in table}
+    pairs = [
+        PairRow(
+            line,
+            row["data_id"],
+            row["source_data_id"],
+            row["target_data_id"],
+            row["source_to_target_edit_prompt"],
+        )
+        for line, row in enumerate(rows, start=2)
+    ]
+    return pairs, urls
 
 
 def read_bench(folder: Path) -> list[BenchItem]:
@@ -95,15 +139,18 @@ def read_bench(folder: Path) -> list[BenchItem]:
 
 
 class VideoFolder:
-    """Video files of a folder and its subfolders, by name without suffix."""
+    """Video files of a folder and its subfolders, by name without suffix.
 
-    def __init__(self, folder: Path) -> None:
+    suffixes: what counts as one.
+    """
+
+    def __init__(self, folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> None:
         if not folder.is_dir():
             raise UserError(f"no such folder: {folder}; give the one with the videos")
         self.folder = folder
         self._files: dict[str, Path] = {}
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."):
+            if path.suffix.lower() in suffixes and not path.name.startswith("."):
                 self._files.setdefault(path.stem, path)
 
     def __len__(self) -> int:
@@ -119,6 +166,11 @@ class VideoFolder:
         control: ``depth``, ``sketch`` or ``pose`` where the source is such a map of the video; it
         is looked for as ``<source_data_id>_<control>`` first, then as the source itself.
         """
-        named = PurePosixPath(unquote(urlparse(item.url).path)).stem
+        named = name_in(item.url)
         mapped = (f"{item.source_data_id}_{control}",) if control else ()
         return self.find(*mapped, item.source_data_id, *((named,) if named else ()))
+
+
+def name_in(url: str) -> str:
+    """The file name without suffix in an address; '' where there is none."""
+    return PurePosixPath(unquote(urlparse(url).path)).stem

@@ -25,6 +25,7 @@ from egoedit_ros.data.sim.scene import (
     draw_edits,
     draw_object_edit,
     draw_pair,
+    draw_scene,
 )
 from egoedit_ros.data.sim.tasks import ALL_TASKS, FROM_MAP
 from egoedit_ros.data.sim.vocabulary import (
@@ -330,3 +331,28 @@ _DRAW = {
     "depth_to_video": _map_to_video("depth"),
     "reasoning": _reasoning,
 }
+
+
+def evaluation_edit(
+    number: int,
+    seconds: float,
+    tasks: tuple[str, ...] = ALL_TASKS,
+    held_out_every: int = 4,
+) -> tuple[Scene, Edit, bool]:
+    """Scene and edit of evaluation clip ``number``: the tasks take turns, and in every
+    ``held_out_every``-th round all wording is unseen in training (the third value says so)."""
+    turn, place = divmod(number, len(tasks))
+    unseen = turn % held_out_every == held_out_every - 1
+    scene = draw_scene(EVALUATION_SEED + number, seconds)
+    return scene, draw_task_edit(scene, tasks[place], unseen), unseen
+
+
+def touched_pairs(scene: Scene, edit: Edit) -> set[tuple[str, str]]:
+    """(kind, colour) of every thing that an edit changes, takes away or adds, before and after."""
+    pairs = set()
+    for index, after in edit.changes:
+        if index < len(scene.things):
+            pairs.add((scene.things[index].kind, scene.things[index].color))
+        if after.visible:
+            pairs.add((after.kind, after.color))
+    return pairs
