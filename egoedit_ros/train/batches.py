@@ -161,7 +161,8 @@ def _corner(
     where = np.argwhere(edited)
     if len(where):
         y, x = where[rng.integers(len(where))]
-        y, x = y - rng.integers(2, height - 2), x - rng.integers(2, width - 2)
+        rim = 2 if min(height, width) > 4 else 0  # cells between the edit's and the crop's edge
+        y, x = y - rng.integers(rim, height - rim), x - rng.integers(rim, width - rim)
     else:
         y, x = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
     y, x = int(np.clip(y, 0, h - height)), int(np.clip(x, 0, w - width))

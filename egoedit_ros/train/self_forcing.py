@@ -38,10 +38,11 @@ class RolloutCache(KeyValueCache):
     def attend_later_too(self) -> Attend:
         """As ``attend(store=False)``, but of the past as it is now.
 
-        With gradient checkpointing the network runs once more in the backward pass, when the cache
-        is further on.
+        The backward pass comes when the cache is further on and has written over its buffers; with
+        gradient checkpointing it runs the network once more.
         """
-        past, (cos, sin) = self.past(), self.rotation()
+        past = [(k.clone(), v.clone()) for k, v in self.past()]
+        cos, sin = self.rotation()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             shape = q.shape

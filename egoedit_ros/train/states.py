@@ -43,8 +43,8 @@ def write_together(
         for part in parts:
             part.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write {files[0][0]} ({error}); the last checkpoint is whole: free space and run the "
-            "same command again, it goes on from there"
+            f"cannot write {files[0][0]} ({error}); the last checkpoint is whole: free space and "
+            "run the same command again, it goes on from there"
         ) from None
     for part, (path, *_) in zip(parts, files, strict=True):
         part.replace(path)

@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teacher forcing shows a noisy chunk exactly what the cache shows it in a stream."""
 
-import numpy as np
-import torch
+import dataclasses
 
+import numpy as np
+import pytest
+import torch
+from train_support import TINY, VELOCITY, cache_clips, make_clip
+
+from egoedit_ros.errors import UserError
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.config import TransformerConfig
 from egoedit_ros.model.transformer import Transformer, token_grid
-from egoedit_ros.train.flow import FlowData, draw_sigma, sample_batch, teacher_attend
+from egoedit_ros.train.batches import FlowData, sample_batch
+from egoedit_ros.train.flow import (
+    draw_sigma,
+    empty_text,
+    flow_loss,
+    new_transformer,
+    teacher_attend,
+    train_flow,
+)
 from egoedit_ros.train.latents import LatentClip, edited_cells, latent_frames
+from egoedit_ros.train.loop import TrainSettings
+from egoedit_ros.train.parallel import Group
 
 CONFIG = TransformerConfig(
     layers=3, heads=2, head_dim=24, ffn_dim=32, in_channels=8, out_channels=4, text_dim=8,
@@ -17,28 +32,31 @@ CONFIG = TransformerConfig(
 GRID = (2, 3)
 
 
-def test_teacher_forcing_equals_the_stream():
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_teacher_forcing_equals_the_stream(chunk):
     torch.manual_seed(0)
     net = Transformer(CONFIG).eval().requires_grad_(False)
-    clean, noisy, source = torch.randn(3, 1, 3, 4, 4, 6).unbind(0)
-    sigma = torch.tensor([[1.0, 0.9, 0.6]])
+    clean, noisy, source = torch.randn(3, 1, 3 * chunk, 4, 4, 6).unbind(0)
+    sigma = torch.tensor([[1.0, 0.9, 0.6]]).repeat_interleave(chunk, 1)
     text = net.text(torch.randn(1, 4, 8))
     half = net.embed(source, 4, bias=False)
 
-    tokens = torch.cat([net.embed(clean[:, :2]) + half[:, :2], net.embed(noisy) + half], 1)
+    past = 2 * chunk
+    tokens = torch.cat([net.embed(clean[:, :past]) + half[:, :past], net.embed(noisy) + half], 1)
     y, x = token_grid(*GRID, "cpu")
-    cos, sin = (a[None, None] for a in net.rope.angles(torch.arange(3), y, x))
-    attend = teacher_attend(cos, sin, 2, clean=2, noisy=3, window=2)
-    modulation = net.modulation(torch.cat([torch.zeros(1, 2), 1000 * sigma], 1))
-    together = net(tokens, modulation, text, attend, GRID)[:, 2:]
+    cos, sin = (a[None, None] for a in net.rope.angles(torch.arange(3 * chunk), y, x))
+    attend = teacher_attend(cos, sin, 2, clean=2, noisy=3, window=2, chunk=chunk)
+    modulation = net.modulation(torch.cat([torch.zeros(1, past), 1000 * sigma], 1))
+    together = net(tokens, modulation, text, attend, GRID)[:, past:]
 
-    cache = KeyValueCache(net, GRID, 1, 2)
+    cache = KeyValueCache(net, GRID, chunk, 2)
     for i in range(3):
-        step = net.modulation(1000 * sigma[:, i : i + 1])
-        part = net.embed(noisy[:, i : i + 1]) + half[:, i : i + 1]
+        here = slice(i * chunk, (i + 1) * chunk)
+        step = net.modulation(1000 * sigma[:, here])
+        part = net.embed(noisy[:, here]) + half[:, here]
         alone = net(part, step, text, cache.attend(store=False), GRID)
-        assert (alone - together[:, i : i + 1]).abs().max() <= 1e-5
-        part = net.embed(clean[:, i : i + 1]) + half[:, i : i + 1]
+        assert (alone - together[:, here]).abs().max() <= 1e-5
+        part = net.embed(clean[:, here]) + half[:, here]
         net(part, net.modulation(torch.zeros(1, 1)), text, cache.attend(store=True), GRID)
         cache.advance()
 
@@ -86,3 +104,112 @@ def test_framing_and_edited_cells():
     cells = edited_cells(frames, target)
     assert cells.shape == (4, 24, 32)
     assert cells.nonzero().tolist() == [[2, 2, 5]]
+
+
+def _loss(config=TINY, seed=0, net=None, clip=None, **more):
+    data = FlowData(latents=None, **{"batch": 2, "frames": 2, "crop": 0} | more)
+    data.check()
+    batch = sample_batch(np.random.default_rng(0), [clip or make_clip()], data)
+    torch.manual_seed(0)
+    net = net or new_transformer(config, None, Group())
+    return flow_loss(net, config, batch, torch.Generator().manual_seed(seed), data), batch
+
+
+@pytest.mark.parametrize("more", [{"attention": "bidirectional"}, {"forcing": "diffusion"}, {}])
+def test_a_network_that_changes_nothing_has_the_loss_of_the_source(more):
+    """Anchored, and zero at the start: the clean latents are the source, whatever the noise."""
+    (loss, report), batch = _loss(**more)
+    weight = 1 + 4 * batch.edited.unsqueeze(2)
+    wanted = ((batch.source - batch.target).square() * weight).mean()
+    torch.testing.assert_close(loss, wanted)
+    assert report["latent_gain"].abs() < 1e-5
+
+
+def test_the_velocity_loss_is_the_velocitys_error():
+    """A network that says 0: the loss is the mean square of noise - data."""
+    (loss, _), batch = _loss(VELOCITY, attention="bidirectional", edited_weight=1.0)
+    rng = torch.Generator().manual_seed(0)
+    draw_sigma(rng, (2, 1), 5.0)
+    noise = torch.randn(batch.target.shape, generator=rng)
+    torch.testing.assert_close(loss, (noise - batch.target).square().mean())
+
+
+def test_noise_levels_are_drawn_as_configured():
+    rng = torch.Generator().manual_seed(0)
+    sigma = draw_sigma(rng, (4000,), 1.0, mean=-1.0, std=0.5, pure=0.0)
+    logits = torch.logit(sigma)
+    assert logits.mean() == pytest.approx(-1.0, abs=0.03)
+    assert logits.std() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_text_is_left_out_as_often_as_asked_for():
+    empty = torch.full((48, 384), 0.5)
+    data = FlowData(latents=None, batch=400, frames=1, crop=0, text_dropout=0.2)
+    batch = sample_batch(np.random.default_rng(0), [make_clip()], data, empty=empty)
+    share = (batch.text == 0.5).flatten(1).all(1).float().mean()
+    assert 0.14 < share < 0.26
+    plain = dataclasses.replace(data, text_dropout=0.0)
+    same = sample_batch(np.random.default_rng(0), [make_clip()], plain)
+    assert torch.equal(same.source, batch.source)
+
+
+def test_the_empty_text_is_what_the_encoder_says_of_nothing():
+    assert empty_text(TINY).shape == (48, 384) and empty_text(TINY).abs().max() > 0
+
+
+def test_two_processes_share_one_batch():
+    data = FlowData(latents=None, batch=4, frames=2, crop=4)
+    clips = [make_clip(s) for s in range(3)]
+    draw = lambda group: sample_batch(np.random.default_rng(1), clips, data, group)  # noqa: E731
+    whole = draw(Group())
+    for rank in range(2):
+        part = draw(Group(rank, 2))
+        assert torch.equal(part.target, whole.target[rank::2])
+        assert torch.equal(part.corners, whole.corners[rank::2])
+    with pytest.raises(UserError, match="batch of 4 cannot be shared by 3"):
+        draw(Group(0, 3))
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_a_stage_trains_and_resumes_exactly(tmp_path, attention):
+    from safetensors.torch import load_file
+
+    data = FlowData(
+        cache_clips(tmp_path / "latents"), batch=2, frames=2, crop=4, attention=attention,
+        text_dropout=0.3,
+    )  # fmt: skip
+
+    def settings(folder, steps):
+        return TrainSettings(
+            tmp_path / folder, "flow", "tiny", steps=steps, lr=1e-2, warmup=1, config=TINY,
+            schedule="constant", device="cpu",
+        )  # fmt: skip
+
+    whole = load_file(train_flow(settings("a", 6), data))
+    train_flow(settings("b", 3), data)
+    resumed = load_file(train_flow(settings("b", 6), data))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert whole["proj_out.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"attention": "sideways"}, "use one of: causal, bidirectional"),
+        ({"forcing": "student"}, "use one of: teacher, diffusion"),
+        ({"text_dropout": 2.0}, "text_dropout is 2.0"),
+        ({"views": ({"batch": 2},)}, "must have a weight"),
+        ({"views": ({"weight": 1, "wings": 2},)}, "must have a weight"),
+        ({"crop": 7}, "crop even"),
+        ({"frames": 9}, "lower frames"),
+    ],
+)
+def test_data_settings_that_mean_nothing(more, says):
+    with pytest.raises(UserError, match=says):
+        _loss(**more)
+
+
+def test_frames_that_fill_no_chunk_are_refused():
+    config = dataclasses.replace(TINY, chunk_latents=3)
+    with pytest.raises(UserError, match="no whole number of chunks of 3"):
+        _loss(config, frames=4)
