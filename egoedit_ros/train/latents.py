@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing as mp
-import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from egoedit_ros.data.sim.generate import StoredClip, read_clip
+from egoedit_ros.data.clip import StoredClip, read_clip
+from egoedit_ros.data.crew import run_crew
+from egoedit_ros.data.latents import LatentClip, LatentFolder, stems_in, write_latents
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
@@ -26,19 +22,7 @@ from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 
-
-@dataclass(slots=True)
-class LatentClip:
-    """One clip, both ways round (the second mirrored).
-
-    latents: fp16 ``[2, 1 + E, F, C, h, w]``: the source, then E targets; edited: bool
-    ``[2, E, F, h, w]``, latent cells in which a pixel of the target differs; text fp16
-    ``[E, L, text_dim]``.
-    """
-
-    latents: Tensor
-    edited: Tensor
-    text: Tensor
+SIDES = re.compile(r"\b(left|right|(anti)?clockwise)\b", re.IGNORECASE)
 
 
 def latent_frames(frames: np.ndarray) -> list[np.ndarray]:
@@ -53,23 +37,47 @@ def to_pixels(frames: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_clip(model: EdgeAutoencoder, clip: StoredClip, config: EditorConfig) -> LatentClip:
-    """Encode a stored clip and its mirror image; the autoencoder is channels-last."""
-    latents, edited, dtype = [], [], model.encoder_in.weight.dtype
-    for mirrored in (False, True):
+def encode_clip(model: nn.Module, clip: StoredClip, config: EditorConfig) -> LatentClip:
+    """Encode a stored clip and its mirror image with ``edge`` or any other autoencoder.
+
+    Where an instruction tells left from right its mirror image would be wrong: the second is then
+    the clip once more.
+    """
+    latents, edited = [], []
+    encode = _encode_edge if isinstance(model, EdgeAutoencoder) else _encode_stream
+    sided = any(SIDES.search(text) for text in clip.instructions)
+    for mirrored in (False, not sided):
         videos = [v[:, :, ::-1] if mirrored else v for v in (clip.source, *clip.targets)]
-        groups = [latent_frames(v) for v in videos]
-        first = torch.cat([to_pixels(g[0]) for g in groups])
-        rest = torch.cat([to_pixels(f) for g in groups for f in g[1:]])
-        rest = model.encode(rest.to(dtype)).latents.unflatten(0, (len(groups), -1))
-        first = model.encode(first.to(dtype)).latents.unsqueeze(1)
-        latents.append(torch.cat([first, rest], dim=1).half())
+        latents.append(encode(model, videos).half())
         edited.append(torch.stack([edited_cells(videos[0], target) for target in videos[1:]]))
     encoder = get_text_encoder(
         config.text_encoder, config.transformer.text_len, config.text_folder
     )  # fmt: skip
     text = torch.stack([encoder(t) for t in clip.instructions]).half()
-    return LatentClip(torch.stack(latents), torch.stack(edited), text)
+    return LatentClip(torch.stack(latents), torch.stack(edited), text, tuple(clip.tasks))
+
+
+def _encode_edge(model: EdgeAutoencoder, videos: list[np.ndarray]) -> Tensor:
+    """``[V, F, C, h, w]``: all latent frames at once, since each is coded by itself."""
+    dtype, groups = model.encoder_in.weight.dtype, [latent_frames(v) for v in videos]
+    first = torch.cat([to_pixels(g[0]) for g in groups])
+    coded = model.encode(first.to(dtype)).latents.unsqueeze(1)
+    if len(groups[0]) == 1:  # a picture
+        return coded
+    rest = torch.cat([to_pixels(f) for g in groups for f in g[1:]])
+    rest = model.encode(rest.to(dtype)).latents.unflatten(0, (len(groups), -1))
+    return torch.cat([coded, rest], dim=1)
+
+
+def _encode_stream(model: nn.Module, videos: list[np.ndarray]) -> Tensor:
+    """``[V, F, C, h, w]``: each video as a stream of its own, as a live one is encoded."""
+    like = next(model.parameters())
+    coded = []
+    for video in videos:
+        whole = np.concatenate(latent_frames(video))
+        pixels = to_pixels(whole)[0].to(like.device, like.dtype)
+        coded.append(model.open_stream().encode(pixels, first=True).latents.float().cpu())
+    return torch.stack(coded)
 
 
 def edited_cells(source: np.ndarray, target: np.ndarray, cell: int = 8) -> Tensor:
@@ -80,71 +88,65 @@ def edited_cells(source: np.ndarray, target: np.ndarray, cell: int = 8) -> Tenso
     return torch.from_numpy(frames.reshape(f, h // cell, cell, w // cell, cell).any((2, 4)))
 
 
-def load_frozen(path: Path, config: EditorConfig) -> EdgeAutoencoder:
-    """The trained autoencoder, channels-last, in what the CPU is fast at."""
+def load_frozen(path: Path, config: EditorConfig) -> nn.Module:
+    """The trained autoencoder in what the CPU is fast at; a folder is Wan's, in float32."""
+    if config.autoencoder.kind != "edge":
+        from egoedit_ros.model.wan_autoencoder import read_wan_autoencoder
+
+        if not path.is_dir():
+            raise UserError(f"{config.name} needs Wan's autoencoder; {path} is no vae folder")
+        return read_wan_autoencoder(path)
     model = EdgeAutoencoder(config.autoencoder).eval().requires_grad_(False)
     fill(model, read_safetensors(path), path)
     return model.place(torch.device("cpu"), best_dtype())
 
 
-def _encode(checkpoint: Path, config: EditorConfig, paths: list[Path], output: Path, done) -> None:
+def _encode(setting: tuple[Path, EditorConfig, Path, bool], jobs: list[list[Path]], put) -> None:
+    checkpoint, config, output, sharded = setting
     torch.set_num_threads(1)
     model = load_frozen(checkpoint, config)
-    for path in paths:
-        clip = read_clip(path)
-        item = encode_clip(model, clip, config)
-        part = (output / path.name).with_suffix(".part")
-        save_file(
-            {"latents": item.latents, "edited": item.edited, "text": item.text},
-            part,
-            metadata={"instructions": json.dumps(clip.instructions)},
-        )
-        part.replace(output / path.name)
-        done.put(path.name)
+    for paths in jobs:
+        items, texts = {}, {}
+        for path in paths:
+            clip = read_clip(path)
+            items[path.stem] = encode_clip(model, clip, config)
+            texts[path.stem] = clip.instructions
+        write_latents(output, items, texts, sharded)
+        put(len(paths))
 
 
 def cache_latents(
-    checkpoint: Path, config: EditorConfig, clips: Path, output: Path, workers: int | None = None
+    checkpoint: Path,
+    config: EditorConfig,
+    clips: Path,
+    output: Path,
+    workers: int | None = None,
+    shard: int = 1,
 ) -> Iterator[tuple[int, int]]:
-    """Encode every training clip that is not in ``output`` yet, on all cores; yields (done, of)."""
+    """Encode every training clip that is not in ``output`` yet, on all cores; yields (done, of).
+
+    shard: clips to a file; 1 writes a file for each. Raises UserError when a process dies; what was
+    written is kept, and the same command goes on from there.
+    """
     output.mkdir(parents=True, exist_ok=True)
     paths = [p for p in sorted(clips.glob("*.safetensors")) if int(p.stem) < EVALUATION_SEED]
     if not paths:
         raise UserError(f"no clips in {clips}; make some: egoedit data sim -o {clips}")
-    missing = [p for p in paths if not (output / p.name).exists()]
-    context = mp.get_context("spawn")
-    queue, count = context.Queue(), workers or os.cpu_count() or 1
-    crew = [
-        context.Process(
-            target=_encode, args=(checkpoint, config, missing[i::count], output, queue), daemon=True
-        )
-        for i in range(min(count, len(missing)))
-    ]
-    for process in crew:
-        process.start()
+    if shard < 1:
+        raise UserError(f"{shard} clips to a shard; give 1 or more")
+    there = stems_in(output)
+    missing = [p for p in paths if p.stem not in there]
     made = len(paths) - len(missing)
     yield made, len(paths)
-    while made < len(paths):
-        try:
-            queue.get(timeout=1.0)
-        except Empty:
-            if any(p.exitcode not in (None, 0) for p in crew):
-                raise UserError(
-                    "an encoding process died; what it wrote is kept: run the same command again"
-                ) from None
-            continue
-        made += 1
+    if not missing:
+        return
+    jobs = [missing[i : i + shard] for i in range(0, len(missing), shard)]
+    setting = (checkpoint, config, output, shard > 1)
+    for count in run_crew(_encode, setting, jobs, workers, "encoding"):
+        made += count
         yield made, len(paths)
-    for process in crew:
-        process.join()
 
 
 def load_latents(folder: Path) -> list[LatentClip]:
     """All cached clips, in the order of their seeds, in memory."""
-    clips = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            clips.append(LatentClip(*(file.get_tensor(k) for k in ("latents", "edited", "text"))))
-    if not clips:
-        raise UserError(f"no latents in {folder}; run: egoedit train latents")
-    return clips
+    return list(LatentFolder(folder))

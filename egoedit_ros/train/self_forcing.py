@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ def rollout_stream(
     _, ph, pw = config.transformer.patch
     grid = (source.shape[-2] // ph, source.shape[-1] // pw)
     cache = RolloutCache(
-        net, grid, chunk, config.window_chunks, config.sink_chunks, batch=len(source)
+        _as_seen_whole(net), grid, chunk, config.window_chunks, config.sink_chunks, len(source)
     )
     sigmas = step_sigmas(nfe, config.shift)
     context = net.text(text)
@@ -109,6 +110,19 @@ def rollout_stream(
                 tokens = net.embed(clean.detach()) + half.detach()
                 cache.remember(tokens, net.modulation(_zero(part)), context)
     return torch.cat(made, dim=1)
+
+
+def _as_seen_whole(net: Transformer) -> SimpleNamespace:
+    """What the cache takes of a network; its weights may be spread over processes, the cache's
+    tensors must not be."""
+    weight = net.proj_out.weight
+    like = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return SimpleNamespace(
+        config=net.config,
+        rope=net.rope,
+        proj_out=SimpleNamespace(weight=like),
+        last_keys=net.last_keys,
+    )
 
 
 def _zero(like: Tensor) -> Tensor:
