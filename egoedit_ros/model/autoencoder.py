@@ -119,9 +119,10 @@ class EdgeAutoencoder(nn.Module):
         """``[N, T, 3, H, W]`` to ``[N, 3*T*16, H/4, W/4]``; a single frame is repeated."""
         if frames.shape[1] == 1:
             frames = frames.expand(-1, self.config.temporal, -1, -1, -1)
-        return F.pixel_unshuffle(frames.flatten(1, 2), 4).contiguous(
-            memory_format=torch.channels_last
-        )
+        # pixel_unshuffle(frames.flatten(1, 2), 4), channels last, in one pass over the pixels.
+        n, t, c, h, w = frames.shape
+        cells = frames.reshape(n, t, c, h // 4, 4, w // 4, 4).permute(0, 3, 5, 1, 2, 4, 6)
+        return cells.reshape(n, h // 4, w // 4, -1).permute(0, 3, 1, 2)
 
     def _normal(self, latents: Tensor, inverse: bool = False) -> Tensor:
         scale = (self.latents_mean, self.latents_std)
@@ -151,7 +152,10 @@ class EdgeAutoencoder(nn.Module):
         if source is not None:
             x = x + self.decoder_skip(source.fine)
         x = self.decoder_out(F.silu(self.decoder_norm(self.decoder_fine(x))))
-        x = F.pixel_shuffle(x, 4)
+        # pixel_shuffle(x, 4), each channel in one piece: what follows goes over whole pictures.
+        n, _, h, w = x.shape
+        x = x.permute(0, 2, 3, 1).reshape(n, h, w, -1, 4, 4).permute(0, 3, 1, 4, 2, 5)
+        x = x.reshape(n, -1, 4 * h, 4 * w)
         t = self.config.temporal
         return x[:, : 3 * t].unflatten(1, (t, 3)), x[:, 3 * t :]
 
@@ -176,7 +180,7 @@ class EdgeStream:
 
     def encode(self, pixels: Tensor, first: bool) -> Coded:
         source = [self._autoencoder.encode(group) for group in latent_groups(pixels, first)]
-        return Coded(torch.cat([s.latents for s in source]), first, source)
+        return Coded(_join([s.latents for s in source]), first, source)
 
     def decode(self, latents: Tensor, source: Coded) -> tuple[Tensor, Tensor]:
         made, masks, begin = [], [], 0
@@ -188,10 +192,15 @@ class EdgeStream:
             made.append(frames.flatten(0, 1))
             masks.append(logits.flatten(0, 1))
             begin += count
-        return torch.cat(made), torch.cat(masks)
+        return _join(made), _join(masks)
 
     def memory_bytes(self) -> int:
         return 0
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """The parts one after another; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def latent_groups(pixels: Tensor, first: bool) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,20 @@ from egoedit_ros.model.transformer import (
     split_heads,
     token_grid,
 )
+
+
+@dataclass(slots=True)
+class Sight:
+    """What a chunk's attention sees in one layer: buffers ``[B, N, H, head_dim]``, past first.
+
+    keys are rotated. own_keys, own_values: the last T tokens of both, the chunk's own place, which
+    whoever attends fills in.
+    """
+
+    keys: Tensor
+    values: Tensor
+    own_keys: Tensor
+    own_values: Tensor
 
 
 class KeyValueCache:
@@ -52,20 +67,28 @@ class KeyValueCache:
             )
         self.heads = config.heads
         self.tokens = grid[0] * grid[1]
-        shape = (window_chunks, batch, config.heads, chunk_latents * self.tokens, config.head_dim)
+        count = chunk_latents * self.tokens
+        shape = (window_chunks, batch, count, config.heads, config.head_dim)
+        sight = (batch, (window_chunks + 1) * count, config.heads, config.head_dim)
         if not weight.is_meta:
-            size = 2 * config.layers * math.prod(shape) * weight.element_size()
+            elements = math.prod(shape) + math.prod(sight)
+            size = 2 * config.layers * elements * weight.element_size()
             require_memory(f"a past of {window_chunks} chunks", size, weight.device)
-        self._keys = [torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-                      for _ in range(config.layers)]  # fmt: skip
-        self._values = [torch.zeros_like(k) for k in self._keys]
-        # Rotations for every number of chunks that can be in sight, the current one included.
-        y, x = token_grid(*grid, weight.device)
-        self._angles = []
-        for chunks in range(1, window_chunks + 2):
-            t = torch.arange(chunks * chunk_latents, device=weight.device)
-            cos, sin = transformer.rope.angles(t, y, x)
-            self._angles.append((cos.to(weight.dtype), sin.to(weight.dtype)))
+
+        def buffers(shape: tuple[int, ...]) -> list[Tensor]:
+            made = (weight.new_zeros(shape) for _ in range(config.layers))
+            return [tensor.requires_grad_(False) for tensor in made]
+
+        self._keys, self._values = buffers(shape), buffers(shape)
+        self._sight = list(zip(buffers(sight), buffers(sight), strict=True))
+        # Rotations of every place that can be in sight, the current chunk's included.
+        t = torch.arange((window_chunks + 1) * chunk_latents, device=weight.device)
+        cos, sin = transformer.rope.angles(t, *token_grid(*grid, weight.device))
+        self._cos, self._sin = cos.to(weight.dtype), sin.to(weight.dtype)
+        # The same as complex numbers, by which float32 is rotated in one pass.
+        self._turn = None
+        if weight.dtype == torch.float32:
+            self._turn = torch.complex(cos[:, ::2], sin[:, ::2]).unsqueeze(1)
         self.reset()
 
     def reset(self) -> None:
@@ -74,21 +97,55 @@ class KeyValueCache:
         self._past: list[tuple[Tensor, Tensor]] | None = None
 
     def memory_bytes(self) -> int:
-        return sum(t.nbytes for t in (*self._keys, *self._values))
+        """Bytes of the ring and of what a chunk sees (the past rotated, and room for its own)."""
+        sight = (tensor for pair in self._sight for tensor in pair)
+        return sum(t.nbytes for t in (*self._keys, *self._values, *sight))
+
+    def turn(self, x: Tensor, chunk: int, out: Tensor | None = None) -> Tensor:
+        """Rotate queries or keys ``[B, T, H, head_dim]`` of a chunk's tokens to the place that is
+        ``chunk`` chunks after the oldest in sight."""
+        count = self.chunk * self.tokens
+        place = slice(chunk * count, (chunk + 1) * count)
+        if self._turn is not None:
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+            to = None if out is None else torch.view_as_complex(out.unflatten(-1, (-1, 2)))
+            return torch.view_as_real(torch.mul(pairs, self._turn[place], out=to)).flatten(-2)
+        turned = rotate(x.transpose(1, 2), self._cos[place], self._sin[place]).transpose(1, 2)
+        return turned if out is None else out.copy_(turned)
 
     def _gather(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Rotated keys and values of the past, ``[B, H, N, head_dim]``; made once per chunk."""
         if not self._order:
             return None
         if self._past is None:
-            self._past = []
-            cos, sin = self._angles[len(self._order)]
-            count = len(self._order) * self.chunk * self.tokens
-            for keys, values in zip(self._keys, self._values, strict=True):
-                k = torch.cat([keys[s] for s in self._order], dim=2)
-                v = torch.cat([values[s] for s in self._order], dim=2)
-                self._past.append((rotate(k, cos[:count], sin[:count]), v))
+            count = self.chunk * self.tokens
+            for ring_k, ring_v, (keys, values) in zip(
+                self._keys, self._values, self._sight, strict=True
+            ):
+                for place, slot in enumerate(self._order):
+                    here = slice(place * count, (place + 1) * count)
+                    self.turn(ring_k[slot], place, keys[:, here])
+                    values[:, here].copy_(ring_v[slot])
+            end = len(self._order) * count
+            self._past = [
+                (k[:, :end].transpose(1, 2), v[:, :end].transpose(1, 2)) for k, v in self._sight
+            ]
         return self._past[layer]
+
+    @property
+    def place(self) -> int:
+        """Chunks of past in sight: the current chunk's place for :meth:`turn`."""
+        return len(self._order)
+
+    def sight(self, layer: int) -> Sight:
+        """What the current chunk sees in a layer; see :class:`Sight`."""
+        self._gather(layer)
+        count, begin = self.chunk * self.tokens, self.place * self.chunk * self.tokens
+        keys, values = self._sight[layer]
+        own = slice(begin, begin + count)
+        return Sight(
+            keys[:, : own.stop], values[:, : own.stop], keys[:, own], values[:, own]
+        )  # fmt: skip
 
     def attend(self, store: bool) -> Attend:
         """Attention of the current chunk to itself and the past.
@@ -97,15 +154,13 @@ class KeyValueCache:
         :meth:`advance` after it.
         """
         cos, sin = self.rotation()
-        slot = self._free_slot() if self.window else None
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             shape = q.shape
-            q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
             past = self._gather(layer)  # before the oldest slot is written over
-            if store and self.window:
-                self._keys[layer][slot].copy_(k)
-                self._values[layer][slot].copy_(v)
+            q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
+            if store:
+                self.store(layer, k.transpose(1, 2), v.transpose(1, 2))
             k = rotate(k, cos, sin)
             if past is not None:
                 k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -114,6 +169,15 @@ class KeyValueCache:
 
         return attend
 
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep a layer's keys, before rotation, and values ``[B, T, H, head_dim]`` of the current
+        chunk. Once all layers are stored, :meth:`advance`. What is in sight must be gathered
+        before: the oldest slot is written over."""
+        if self.window:
+            slot = self._free_slot()
+            self._keys[layer][slot].copy_(keys)
+            self._values[layer][slot].copy_(values)
+
     def remember(self, tokens: Tensor, modulation: Modulation, text: TextContext) -> None:
         """Make a chunk, given as clean tokens ``[B, F, S, D]``, the newest of the past.
 
@@ -121,10 +185,9 @@ class KeyValueCache:
         """
         if not self.window:
             return
-        slot = self._free_slot()
         k, v = self._transformer.last_keys(tokens, modulation, text, self.attend(store=True))
-        self._keys[-1][slot].copy_(split_heads(k, self.heads))
-        self._values[-1][slot].copy_(split_heads(v, self.heads))
+        k, v = (x.reshape(len(x), -1, self.heads, x.shape[-1] // self.heads) for x in (k, v))
+        self.store(len(self._keys) - 1, k, v)
         self.advance()
 
     # What a runtime takes that has the network in a file or a graph, with the past as tensors.
@@ -132,7 +195,8 @@ class KeyValueCache:
     def past(self) -> list[tuple[Tensor, Tensor]]:
         """Rotated keys and values in sight, per layer ``[B, H, N, head_dim]``; [] at the start.
 
-        The list is the same object until :meth:`advance` or :meth:`reset`.
+        The list is the same object until :meth:`advance` or :meth:`reset`; the tensors are views
+        of buffers that the next chunk's past is written to.
         """
         if self._order:
             self._gather(0)
@@ -140,18 +204,15 @@ class KeyValueCache:
 
     def rotation(self) -> tuple[Tensor, Tensor]:
         """cos, sin ``[chunk tokens, head_dim]`` of the current chunk's place."""
-        cos, sin = self._angles[len(self._order)]
         count = self.chunk * self.tokens
-        return cos[-count:], sin[-count:]
+        place = slice(self.place * count, (self.place + 1) * count)
+        return self._cos[place], self._sin[place]
 
     def write(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Make a chunk the newest of the past: keys before rotation, per layer."""
-        if not self.window:
-            return
-        slot = self._free_slot()
+        """Make a chunk the newest of the past: keys before rotation, per layer
+        ``[B, H, T, head_dim]``."""
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-            self._keys[layer][slot].copy_(k)
-            self._values[layer][slot].copy_(v)
+            self.store(layer, k.transpose(1, 2), v.transpose(1, 2))
         self.advance()
 
     def _free_slot(self) -> int:

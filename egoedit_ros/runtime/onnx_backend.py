@@ -62,17 +62,10 @@ class OnnxBackend:
         return tuple(torch.from_numpy(out) for out in self._sessions[piece].run(None, arrays))
 
 
-def open_onnx_session(
-    model: str,
-    device: str = "auto",
-    size: tuple[int, int] | None = None,
-    chunk_latents: int | None = None,
-    nfe: int | None = None,
-    preserve: bool = True,
-) -> PieceSession:
+def open_onnx_session(model: str, device: str = "auto", *args, **options) -> PieceSession:
     """A stream whose networks run in ONNX Runtime, from files exported on first use (seconds).
 
-    Raises UserError as load_model does, and for a device that is not the CPU.
+    args, options: as EditSession's after the model. Raises UserError as load_model does, and for a device that is not the CPU.
     """
     from egoedit_ros.runtime.onnx_export import cached_export
 
@@ -83,4 +76,4 @@ def open_onnx_session(
     def backend(session: PieceSession) -> OnnxBackend:
         return OnnxBackend(cached_export(loaded, session.size, session.chunk_latents))
 
-    return PieceSession(loaded, backend, size, chunk_latents, nfe, preserve)
+    return PieceSession(loaded, backend, *args, **options)

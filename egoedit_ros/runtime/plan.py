@@ -138,19 +138,20 @@ def chunk_work(config: EditorConfig, past: int, first: bool) -> Stages:
 
 
 def memory_bytes(config: EditorConfig, precision: str) -> dict[str, float]:
-    """Bytes on the device: weights, and the cache with its rotated copy."""
+    """Bytes on the device: weights, and the cache with what a chunk sees: its rotated copy and the
+    chunk's own keys and values."""
     with META:
         transformer = Transformer(config.transformer)
         autoencoder = build_autoencoder(config.autoencoder)
     weights = sum(p.numel() for p in transformer.parameters())
     t, side = config.transformer, 8 * config.transformer.patch[1]
     tokens = config.chunk_latents * (config.size[0] // side) * (config.size[1] // side)
-    cache = 2 * t.layers * config.window_chunks * tokens * t.dim * 2
+    chunk = 2 * t.layers * tokens * t.dim * 2
     parts = {
         "transformer": weights * (1 if precision == "fp8" else 2),
         "autoencoder": 2 * sum(p.numel() for p in autoencoder.parameters()),
-        "cache": cache,
-        "cache_rotated": cache,
+        "cache": chunk * config.window_chunks,
+        "cache_rotated": chunk * (config.window_chunks + 1),
         "text_in_layers": 2 * t.layers * t.text_len * t.dim * 2,
     }
     return {**parts, "total": sum(parts.values())}

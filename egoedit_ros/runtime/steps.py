@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeStream, Encoded
 from egoedit_ros.model.transformer import TextContext, Transformer, rotate, split_heads
 from egoedit_ros.stream.edit_session import EditModel, EditSession
@@ -174,6 +175,8 @@ class PieceSession(EditSession):
     def __init__(self, model: EditModel, make_backend, *args, **options) -> None:
         """make_backend: called with this session once its sizes are known; gives a Backend."""
         super().__init__(model, *args, **options)
+        if self.blend_chunks:
+            raise UserError("blending instructions needs --runtime torch; others take one text")
         self.backend: Backend = make_backend(self)
         self.runtime = self.backend.name
         self._stream = EdgeStream(_PieceAutoencoder(self.backend))

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
-from egoedit_ros.model.autoencoder import Coded, composite
+from egoedit_ros.model.autoencoder import Coded
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import CONFIGS, EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
+from egoedit_ros.model.inference import Blend, Conditioning, StepModulation, StreamTransformer
 from egoedit_ros.model.own import load_own, own_description
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
-from egoedit_ros.model.transformer import Modulation, TextContext, Transformer
+from egoedit_ros.model.transformer import Transformer
+from egoedit_ros.stream.conditioning import TextSwitch
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
 
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
@@ -50,7 +52,7 @@ class ChunkWork:
     first: bool
     index: int
     seed: int
-    context: TextContext
+    context: Conditioning
     before: np.ndarray | None = None
     pixels: Tensor | None = None
     source: Coded | None = None
@@ -95,7 +97,13 @@ def load_model(model: str, device: str = "auto", dtype: torch.dtype | None = Non
 
 
 class EditSession:
-    """One stream through one :class:`EditModel` (see :class:`ChunkSession`)."""
+    """One stream through one :class:`EditModel` (see :class:`ChunkSession`).
+
+    recache: at a new instruction the past in sight is made anew under it, as LongLive does, at the
+    cost of one pass of the transformer for each chunk in sight; otherwise the past keeps the text
+    that it was made under. blend_chunks: chunks between the old instruction and the new one, see
+    :class:`~egoedit_ros.stream.conditioning.TextSwitch`; the past is made anew after the last.
+    """
 
     def __init__(
         self,
@@ -104,6 +112,8 @@ class EditSession:
         chunk_latents: int | None = None,
         nfe: int | None = None,
         preserve: bool = True,
+        recache: bool = False,
+        blend_chunks: int = 0,
     ) -> None:
         config = model.config
         self.model = model
@@ -114,6 +124,8 @@ class EditSession:
         self.chunk_latents = chunk_latents or config.chunk_latents
         self.nfe = nfe or config.nfe
         self.preserve = preserve
+        self.recache = recache
+        self.blend_chunks = blend_chunks
         if any(side % 16 or side < 32 for side in self.size):
             raise UserError(
                 f"size {self.size[0]}x{self.size[1]} does not fit the model; both sides must be "
@@ -121,10 +133,13 @@ class EditSession:
             )
         if not 1 <= self.chunk_latents <= 32 or not 1 <= self.nfe <= 100:
             raise UserError("chunk_latents must be 1 to 32 and nfe 1 to 100")
+        if not 0 <= blend_chunks <= 1000:
+            raise UserError(f"blend_chunks is {blend_chunks}; it goes from 0 to 1000")
         self._grid = (self.size[1] // 16, self.size[0] // 16)
         self._encode_text = get_text_encoder(
             config.text_encoder, config.transformer.text_len, config.text_folder
         )
+        self._net = StreamTransformer(model.transformer)
         self._sigmas = step_sigmas(self.nfe, config.shift, config.strength)
         with torch.inference_mode():
             self._steps = [self._modulation(1000 * s) for s in self._sigmas]
@@ -137,12 +152,11 @@ class EditSession:
             config.sink_chunks,
         )
         self._text, self._context, self._seed = None, None, 0
+        self._texts = TextSwitch(blend_chunks)
         self.reset()
 
-    def _modulation(self, timestep: float):
-        return self.model.transformer.modulation(
-            torch.full((1, 1), timestep, device=self.model.device)
-        )
+    def _modulation(self, timestep: float) -> StepModulation:
+        return self._net.modulation(timestep)
 
     @property
     def frames_needed(self) -> int:
@@ -151,12 +165,20 @@ class EditSession:
     def reset(self) -> None:
         self._first = True
         self._chunk = 0
-        self._unsettled: tuple[Tensor, Tensor, TextContext] | None = None
         self._skipped: np.ndarray | None = None
+        self._forget_past()
+
+    def _forget_past(self) -> None:
         self._cache.reset()
+        self._unsettled: tuple[Tensor, Tensor, Conditioning] | None = None
+        # For recache: clean latents and source tokens of the chunks in sight, and their text.
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept_under: Conditioning | None = None
+        self._has_past = False
 
     def memory_bytes(self) -> int:
-        return self._cache.memory_bytes() + self._stream.memory_bytes()
+        kept = sum(tensor.nbytes for chunk in self._kept for tensor in chunk)
+        return self._cache.memory_bytes() + self._stream.memory_bytes() + kept
 
     def set_instruction(self, text: str, seed: int) -> None:
         self._seed = seed
@@ -165,14 +187,14 @@ class EditSession:
         with torch.inference_mode():
             embedded = self._encode_text(text).to(self.model.device)
             self._context = self.model.transformer.text(embedded[None])
+        self._texts.switch(self._context)
         self._text = text
 
     def skip(self, frames: np.ndarray) -> None:
         """A chunk passed through: what was generated before it is no past of what comes next."""
         self._first = False
         self._chunk += 1
-        self._unsettled = None
-        self._cache.reset()
+        self._forget_past()
         if self._stream.stateful:
             # Enough for the autoencoder to begin anew: 1 frame, then 4 (Wan's framing).
             seen = frames if self._skipped is None else np.concatenate([self._skipped, frames])
@@ -195,8 +217,11 @@ class EditSession:
         """Give a chunk its place in the stream; it keeps the instruction that is in force now."""
         if self._context is None:
             raise UserError("no instruction was given; call set_instruction first")
-        work = ChunkWork(frames, self._first, self._chunk, self._seed, self._context, self._skipped)
-        self._skipped = None
+        if not self._has_past:
+            self._texts.finish()  # a blend goes on from something
+        context = self._texts.next()
+        work = ChunkWork(frames, self._first, self._chunk, self._seed, context, self._skipped)
+        self._skipped, self._has_past = None, True
         self._first = False
         self._chunk += 1
         return work
@@ -225,11 +250,13 @@ class EditSession:
     @torch.inference_mode()
     def denoise(self, work: ChunkWork) -> ChunkWork:
         """Edited latents; settles the chunk before, if that was not done yet."""
+        if self.recache and not isinstance(work.context, Blend):
+            self._recache(work.context)
         self.settle()
         work.edited = self._denoise(work.latents, work.index, work.seed, work.context)
         return work
 
-    def _denoise(self, source: Tensor, index: int, seed: int, context: TextContext) -> Tensor:
+    def _denoise(self, source: Tensor, index: int, seed: int, context: Conditioning) -> Tensor:
         """Source latents ``[1, F, C, h, w]`` to edited ones, in ``nfe`` steps from noise."""
         net, config = self.model.transformer, self.model.config.transformer
         rng = torch.Generator(device=self.model.device)
@@ -255,21 +282,20 @@ class EditSession:
         self,
         latents: Tensor,
         source_half: Tensor,
-        modulation: Modulation,
-        context: TextContext,
+        modulation: StepModulation,
+        context: Conditioning,
     ) -> Tensor:
         """The transformer on a chunk, in sight of its past.
 
         latents ``[1, F, C, h, w]``, source_half: the source's part of the tokens ``[1, F, S, D]``.
         """
-        net = self.model.transformer
-        tokens = net.embed(latents) + source_half
-        return net(tokens, modulation, context, self._cache.attend(store=False), self._grid)
+        tokens = self.model.transformer.embed(latents) + source_half
+        return self._net.output(tokens, modulation, context, self._cache, self._grid)
 
-    def _remember(self, clean: Tensor, source_half: Tensor, context: TextContext) -> None:
+    def _remember(self, clean: Tensor, source_half: Tensor, context: Conditioning) -> None:
         """Make a chunk, given as its clean latents, the newest of the past."""
         tokens = self.model.transformer.embed(clean) + source_half
-        self._cache.remember(tokens, self._clean, context)
+        self._net.remember(tokens, self._clean, context, self._cache)
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -280,8 +306,32 @@ class EditSession:
         """
         if self._unsettled is None:
             return
-        chunk, self._unsettled = self._unsettled, None
-        self._remember(*chunk)
+        (clean, source_half, context), self._unsettled = self._unsettled, None
+        self._remember(clean, source_half, context)
+        if self.recache:
+            self._keep(clean, source_half)
+            self._kept_under = context
+
+    def _keep(self, clean: Tensor, source_half: Tensor) -> None:
+        """Keep a chunk for as long as the cache has it in sight."""
+        self._kept.append((clean, source_half))
+        if len(self._kept) > self._cache.window:
+            del self._kept[self._cache.sink]
+
+    def _recache(self, context: Conditioning) -> None:
+        """Make the past in sight anew under ``context``, unless it was made under it."""
+        if self._unsettled is not None:
+            under = self._unsettled[2]
+            if under is context:
+                return
+            self._keep(*self._unsettled[:2])
+            self._unsettled = None
+        elif self._kept_under is context:
+            return
+        self._cache.reset()
+        for clean, source_half in self._kept:
+            self._remember(clean, source_half, context)
+        self._kept_under = context
 
     @torch.inference_mode()
     def decode(self, work: ChunkWork) -> ChunkWork:
@@ -289,17 +339,17 @@ class EditSession:
         if work.source_before is not None:
             self._stream.decode(work.source_before.latents, work.source_before)
         frames, logits = self._stream.decode(work.edited, work.source)
-        frames = frames.float()
+        frames = frames.float().add(1).mul_(127.5).clamp_(0, 255)
         if logits is None:  # a decoder that cannot tell: the whole picture is its own
             mask = torch.ones_like(frames[:, 0])
         else:
             # A little below one half is "no": untouched pixels are then the camera's to the bit.
-            mask = ((torch.sigmoid(logits.float()) - 0.15) / 0.6).clamp(0, 1)
-        frames = ((frames + 1) * 127.5).clamp(0, 255)
+            mask = torch.sigmoid(logits.float()).sub_(0.15).div_(0.6).clamp_(0, 1)
         if self.preserve and logits is not None:
-            frames = composite(frames[None], mask[None], work.pixels[None].float())[0]
-        work.picture = frames.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        work.mask = (mask * 255).round().to(torch.uint8)
+            source = work.pixels.contiguous().float()
+            frames = frames.sub_(source).mul_(mask.unsqueeze(1)).add_(source)
+        work.picture = frames.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        work.mask = mask.mul_(255).round_().to(torch.uint8)
         return work
 
     def emit(self, work: ChunkWork) -> ChunkWork:

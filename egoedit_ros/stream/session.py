@@ -113,12 +113,15 @@ def open_session(
     preserve: bool = True,
     threads: int | None = None,
     runtime: str = "torch",
+    recache: bool = False,
+    blend_chunks: int = 0,
 ) -> ChunkSession:
     """Load ``model`` and open a stream on it.
 
     model: ``null``, a bundled name (``edge``) or a path to weights. size: (width, height), the
-    model's own if None. runtime: what computes, see docs/runtime.md. Raises UserError when the
-    model, the device or the runtime is not there.
+    model's own if None. runtime: what computes, see docs/runtime.md. recache, blend_chunks: what a
+    new instruction does, see :class:`~egoedit_ros.stream.edit_session.EditSession`. Raises
+    UserError when the model, the device or the runtime is not there.
     """
     if model == "null":
         return NullSession(size or (256, 192), chunk_latents or 1)
@@ -133,5 +136,9 @@ def open_session(
     if runtime != "torch":
         from egoedit_ros.runtime.open import open_in
 
-        return open_in(runtime, model, device, size, chunk_latents, nfe, preserve)
-    return EditSession(load_model(model, device), size, chunk_latents, nfe, preserve)
+        return open_in(
+            runtime, model, device, size, chunk_latents, nfe, preserve, recache, blend_chunks
+        )
+    return EditSession(
+        load_model(model, device), size, chunk_latents, nfe, preserve, recache, blend_chunks
+    )
