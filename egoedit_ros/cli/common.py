@@ -63,6 +63,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_switch_options(parser: argparse.ArgumentParser) -> None:
+    """``--recache`` and ``--blend-chunks``: what a new instruction does."""
+    parser.add_argument(
+        "--recache",
+        action="store_true",
+        help="at a new instruction make the generated past anew under it; default: leave it",
+    )
+    parser.add_argument(
+        "--blend-chunks",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="go from one instruction to the next over N chunks; default: 0, at once",
+    )
+
+
 def add_runtime_option(parser: argparse.ArgumentParser) -> None:
     """``--runtime``, of the commands that run the model in their own process."""
     from egoedit_ros.stream.session import RUNTIMES

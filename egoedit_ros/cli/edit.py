@@ -17,6 +17,7 @@ from egoedit_ros.cli.common import (
     add_model_options,
     add_output_options,
     add_runtime_option,
+    add_switch_options,
     check_output,
     model_size,
     put_in_place,
@@ -35,6 +36,7 @@ def add_parser(subparsers) -> None:
     add_instruction_options(parser)
     add_output_options(parser, "video file for a video, bag folder for a bag")
     add_model_options(parser)
+    add_switch_options(parser)
     add_runtime_option(parser)
     parser.add_argument(
         "--replace",
@@ -98,6 +100,8 @@ class OfflineEditor:
             chunk_latents=args.chunk_latents,
             nfe=args.nfe,
             runtime=args.runtime,
+            recache=args.recache,
+            blend_chunks=args.blend_chunks,
         )
         # In place of the camera's picture the edit must fit its camera_info.
         output_size = args.output_size or ("camera" if args.replace else "model")

@@ -22,6 +22,7 @@ from egoedit_ros.cli.common import (
     add_instruction_options,
     add_model_options,
     add_output_options,
+    add_switch_options,
     check_output,
     model_size,
     positive_number,
@@ -47,6 +48,7 @@ def add_parser(subparsers) -> None:
     add_instruction_options(parser)
     add_output_options(parser, "folder for the bag, the video and the report")
     add_model_options(parser)
+    add_switch_options(parser)
     parser.add_argument("--rate", type=positive_number, default=1.0, metavar="R", help="speed")
     parser.add_argument("--fps", type=positive_number, default=0.0, help="default: the input's own")
     parser.add_argument("--loop", type=whole, default=1, metavar="N", help="how often; 0: no end")
@@ -105,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
             "size": settings["size"] or ("" if args.model != "null" else EDGE_SIZE),
             "chunk_latents": args.chunk_latents or 0,
             "nfe": args.nfe or 0,
+            "recache": args.recache,
+            "blend_chunks": args.blend_chunks,
             "seed": args.seed,
             "policy": args.policy,
             "input_transport": "compressed" if compressed else "raw",

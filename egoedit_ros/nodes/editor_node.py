@@ -7,6 +7,7 @@ model: it decodes, edits and publishes. See :mod:`egoedit_ros.stream.worker`.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ from egoedit_ros.stream.worker import StreamWorker, WorkerHooks
 
 NODE_NAME = "editor"
 WARN_EVERY_S = 5.0
+# A worker that a frame wakes gets the interpreter after this long; Python's own 5 ms is late.
+SWITCH_INTERVAL_S = 2e-4
 
 
 class EditorNode(ManagedNode):
@@ -143,6 +146,8 @@ class EditorNode(ManagedNode):
                 chunk_latents=values["chunk_latents"] or None,
                 nfe=values["nfe"] or None,
                 preserve=values["preserve"],
+                recache=values["recache"],
+                blend_chunks=values["blend_chunks"],
                 threads=values["threads"] or None,
             )
         ).result()
@@ -392,10 +397,14 @@ class EditorNode(ManagedNode):
 def _start(node: EditorNode) -> None:
     if node.get_parameter("autostart").value and not node.autostart() and rclpy.ok():
         raise UserError(node.failure)
+    # What is loaded by now stays: looking through it all again would stop the stream each time.
+    gc.collect()
+    gc.freeze()
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the editor until it is told to stop. Returns the exit code: 2 if it cannot start."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return run_node(NODE_NAME, EditorNode, _start, EditorNode.free, args)
 
 

@@ -65,7 +65,8 @@ class OnnxBackend:
 def open_onnx_session(model: str, device: str = "auto", *args, **options) -> PieceSession:
     """A stream whose networks run in ONNX Runtime, from files exported on first use (seconds).
 
-    args, options: as EditSession's after the model. Raises UserError as load_model does, and for a device that is not the CPU.
+    args, options: as EditSession's after the model. Raises UserError as load_model does, and for a
+    device that is not the CPU.
     """
     from egoedit_ros.runtime.onnx_export import cached_export
 
