@@ -15,7 +15,7 @@ import pytest
 from egoedit_ros.nodes.parameters import EDITOR_PARAMETERS, INSTRUCTION_PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("editor", "replay")
+FILES = ("editor", "replay", "bench")
 
 
 class Recorded:
@@ -211,9 +211,42 @@ def test_parameters_of_a_replay_exist(load):
         assert set(node["parameters"][1]) - {"use_sim_time"} <= known[name], name
 
 
+def test_the_benchmark_starts_the_editor_and_its_node(load):
+    given = {"rates": "10, own", "runs": "2", "seconds": "5", "search": "false", "model": "null"}
+    declared, actions = load("bench", input="head.bag", output="out", **given)
+    (include,) = of_kind(actions, "IncludeLaunchDescription")
+    handed = dict(include.kwargs["launch_arguments"])
+    assert handed["model"] == "null" and handed["policy"] == "latest"
+    editor_declared, _ = load("editor")
+    assert set(handed) <= set(editor_declared)
+    bench = nodes_of(actions)["bench"]
+    assert bench["executable"] == "bench_node"
+    values = bench["parameters"][0]
+    assert values["rates"] == ["10", "own"] and values["search"] is False
+    assert (values["runs"], values["seconds"]) == (2, 5.0)
+    (end,) = of_kind(actions, "RegisterEventHandler")
+    assert end.args[0].kwargs["target_action"].kwargs["name"] == "bench"
+
+
+def test_every_argument_of_the_benchmark_is_a_parameter_of_its_node(load):
+    from test_package import declared_by
+
+    every = {
+        **{"topic": "/c", "size": "8x8", "rates": "10", "runs": "1", "seconds": "1"},
+        **{"search": "true", "switches": "3", "deadline_ms": "5", "wait_timeout": "1"},
+        **{"image_topic": "/a", "output_topic": "/b"},
+    }
+    _, actions = load("bench", input="b", editor="false", **every)
+    assert not of_kind(actions, "IncludeLaunchDescription")
+    values = nodes_of(actions)["bench"]["parameters"][0]
+    assert set(every) <= set(values)
+    assert set(values) - {"use_sim_time"} <= set(declared_by("bench"))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_arguments_have_a_description(load, name):
-    declared, _ = load(name, **({"bag": "b"} if name == "replay" else {}))
+    needed = {"replay": {"bag": "b"}, "bench": {"input": "b"}}
+    declared, _ = load(name, **needed.get(name, {}))
     for argument, details in declared.items():
         assert details.get("description"), argument
 
