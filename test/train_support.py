@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from egoedit_ros.data.latents import LatentClip
 from egoedit_ros.model.config import (
     AutoencoderConfig,
     EditorConfig,
     TransformerConfig,
 )
-from egoedit_ros.train.latents import LatentClip
 
 TINY = EditorConfig(
     name="tiny",
@@ -51,3 +51,29 @@ def cache_clips(folder: Path, count: int = 3, frames: int = 4) -> Path:
         tensors = {"latents": clip.latents, "edited": clip.edited, "text": clip.text}
         save_file(tensors, folder / f"{seed:08d}.safetensors")
     return folder
+
+
+def tiny_recipe(folder: Path, output: str) -> dict:
+    """The model and folders of a recipe for :data:`TINY` (two sampling steps)."""
+    transformer = dataclasses.asdict(TINY.transformer)
+    names = ("layers", "heads", "head_dim", "ffn_dim", "in_channels", "out_channels", "freq_dim")
+    autoencoder = dataclasses.asdict(TINY.autoencoder)
+    own = ("latent_channels", "width", "deep_width", "encoder_blocks", "decoder_blocks")
+    return {
+        "model": {
+            "base": "edge",
+            "name": "tiny",
+            "size": list(TINY.size),
+            "nfe": 2,
+            "transformer": {k: transformer[k] for k in names},
+            "autoencoder": {
+                k: list(v) if isinstance(v := autoencoder[k], tuple) else v for k in own
+            },
+        },
+        "folders": {
+            "output": str(folder / output),
+            "clips": str(folder / "clips"),
+            "latents": str(folder / "latents"),
+            "validation": str(folder / "validation"),
+        },
+    }

@@ -34,6 +34,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--no-measure", action="store_true", help="leave out the check on this machine's CPU"
     )
+    parser.add_argument(
+        "--training", action="store_true", help="plan the paper's training stages instead"
+    )
+    parser.add_argument(
+        "--gpus", type=positive_whole, default=64, metavar="N", help="of --training; default: 64"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     parser.set_defaults(run=run)
@@ -46,6 +52,12 @@ def run(args: argparse.Namespace) -> int:
     from egoedit_ros.runtime.roofline import GPUS
 
     config = _config(args)
+    if args.training:
+        from egoedit_ros.cli.plan_training import show_training
+
+        content = {"training": show_training(config, GPUS[args.gpu], args.gpus)}
+        _write(args, config, content)
+        return 0
     device = plan.calibrated(GPUS[args.gpu])
     got = plan.predict(config, device, args.precision, args.overlap)
     content: dict = {"prediction": dataclasses.asdict(got), "gpu": dataclasses.asdict(device)}
@@ -60,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
 
         content["cpu_check"] = cpu_check()
         _show_cpu(content["cpu_check"])
+    _write(args, config, content)
+    return 0
+
+
+def _write(args: argparse.Namespace, config, content: dict) -> None:
     if args.json:
         from egoedit_ros.bench.provenance import provenance
         from egoedit_ros.bench.report import write_json
@@ -67,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
         asked = {"editor": config.to_dict(), "gpu": args.gpu, "precision": args.precision,
                  "overlap": args.overlap}  # fmt: skip
         write_json(provenance(asked, None) | content, args.json)
-    return 0
 
 
 def _config(args: argparse.Namespace):

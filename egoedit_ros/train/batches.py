@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egoedit_ros.data.latents import LatentClip
+from egoedit_ros.data.mixture import Mixture, Source
 from egoedit_ros.errors import UserError
-from egoedit_ros.train.latents import LatentClip
+from egoedit_ros.train.latents import load_latents
 from egoedit_ros.train.parallel import Group
 
 
@@ -27,6 +29,9 @@ class FlowData:
     text is the empty one, so that the network can be guided (CFG). Noise levels are logit-normal
     (noise_mean, noise_std), shifted by noise_shift (None: the editor's), a share of pure_noise at
     1. loss: ``clean`` (of the latents), ``velocity``, or ``auto``: what the network predicts.
+
+    sources: a mixture in place of ``latents``, tables of
+    :class:`~egoedit_ros.data.mixture.Source`.
     """
 
     latents: Path
@@ -45,6 +50,7 @@ class FlowData:
     pure_noise: float = 0.35
     rough_past: float = 0.15
     loss: str = "auto"
+    sources: tuple[dict, ...] = ()
 
     def check(self) -> None:
         """Raise UserError for what cannot be drawn."""
@@ -77,6 +83,38 @@ class FlowData:
         return self.with_view(self.views[int(rng.choice(len(weights), p=weights / weights.sum()))])
 
 
+class Mixed:
+    """A mixture of sources, of which a step takes the samples that are its own.
+
+    step: set before each step; the order follows from it, and a process reads its share only.
+    """
+
+    def __init__(self, mixture: Mixture, stride: int) -> None:
+        self.mixture, self.stride, self.step = mixture, stride, 0
+
+    def clip(self, index: int, frames: int) -> LatentClip:
+        """The step's index-th sample, of at least so many latent frames."""
+        return self.mixture.clip(self.step * self.stride + index, frames)
+
+
+def open_clips(data: FlowData, seed: int) -> list[LatentClip] | Mixed:
+    """What a stage draws from. Raises UserError where there is nothing long enough."""
+    views = [data.with_view(v) for v in data.views] or [data]
+    if data.sources:
+        sources = [Source.of(values) for values in data.sources]
+        return Mixed(Mixture(sources, seed), max(v.batch for v in views))
+    clips, need = load_latents(data.latents), max(v.frames for v in views)
+    # A bag's last windows may be shorter than the others.
+    long = [clip for clip in clips if clip.latents.shape[2] >= need]
+    if not long:
+        most = max(clip.latents.shape[2] for clip in clips)
+        raise UserError(
+            f"the longest clip in {data.latents} has {most} latent frames, the recipe wants "
+            f"{need}; lower frames, or make longer clips"
+        )
+    return long
+
+
 @dataclass(slots=True)
 class Batch:
     """source, target, past: ``[B, F, C, h, w]``; edited ``[B, F, h, w]``; text ``[B, L, D]``."""
@@ -97,7 +135,7 @@ class Batch:
 
 def sample_batch(
     rng: np.random.Generator,
-    clips: Sequence[LatentClip],
+    clips: Sequence[LatentClip] | Mixed,
     data: FlowData,
     group: Group | None = None,
     empty: Tensor | None = None,
@@ -108,10 +146,18 @@ def sample_batch(
     """
     group = group or Group()
     group.part(data.batch)
+    mixed = isinstance(clips, Mixed)
+    name = int(rng.integers(2**62)) if mixed else 0
     rows = []
     for index in range(data.batch):
-        row = _sample(rng, clips, data)
-        if index % group.count == group.rank:
+        mine = index % group.count == group.rank
+        if mixed:
+            if mine:
+                clip = clips.clip(index, data.frames)
+                rows.append(_sample(np.random.default_rng([name, index]), clip, data))
+            continue
+        row = _sample(rng, clips[int(rng.integers(len(clips)))], data)
+        if mine:
             rows.append(row)
     batch = Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
     if data.text_dropout:
@@ -120,17 +166,10 @@ def sample_batch(
     return batch.to(group.device)
 
 
-def _sample(
-    rng: np.random.Generator, clips: Sequence[LatentClip], data: FlowData
-) -> tuple[Tensor, ...]:
-    clip = clips[int(rng.integers(len(clips)))]
+def _sample(rng: np.random.Generator, clip: LatentClip, data: FlowData) -> tuple[Tensor, ...]:
+    """One sample of a clip, as the columns of :class:`Batch`."""
     mirrored, edit = int(rng.integers(2)), int(rng.integers(clip.text.shape[0]))
     video = clip.latents[mirrored]
-    if video.shape[1] < data.frames:
-        raise UserError(
-            f"a clip has {video.shape[1]} latent frames, the recipe wants {data.frames}; lower "
-            "frames, or make longer clips"
-        )
     first = int(rng.integers(video.shape[1] - data.frames + 1))
     window = slice(first, first + data.frames)
     edited = clip.edited[mirrored, edit, window]

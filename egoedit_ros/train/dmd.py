@@ -28,10 +28,9 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, shift_sigma, step_sigmas
 from egoedit_ros.model.transformer import Transformer
-from egoedit_ros.train.batches import Batch, FlowData, sample_batch
+from egoedit_ros.train.batches import Batch, FlowData, Mixed, open_clips, sample_batch
 from egoedit_ros.train.denoise import LEAST_SIGMA, Denoiser, guided
 from egoedit_ros.train.flow import empty_text, new_transformer, uses_velocity
-from egoedit_ros.train.latents import load_latents
 from egoedit_ros.train.loop import Critic, Trainer, TrainSettings
 from egoedit_ros.train.parallel import Group, join
 
@@ -121,11 +120,14 @@ class Distiller:
         self.shift = config.shift if distill.score_shift is None else distill.score_shift
         self.make_rollout = make_rollout
         self.seen: Batch | None = None
+        self.done: Callable[[], int] = lambda: 0  # the step's number
 
     def _begin(
         self, rng: np.random.Generator, noise: torch.Generator
     ) -> tuple[FlowData, Batch, int, Rollout, Callable[[tuple[int, ...]], Tensor]]:
         view = self.data.draw_view(rng)
+        if isinstance(self.clips, Mixed):
+            self.clips.step = self.done()
         batch = self.seen = sample_batch(rng, self.clips, view, self.group)
         # The same for all chunks, samples and processes.
         exit_step = int(rng.integers(self.nfe))
@@ -218,13 +220,13 @@ def distill(
         config,
         data,
         given,
-        load_latents(data.latents),
+        open_clips(data, settings.seed),
         empty_text(config),
         group,
         lambda view: make_rollout(config, nfe, view),
     )
     rate = settings.lr if settings.critic_lr is None else settings.critic_lr
-    return Trainer(
+    trainer = Trainer(
         generator,
         settings,
         steps.generator_step,
@@ -233,7 +235,9 @@ def distill(
         group=group,
         batch=steps.batch,
         sampler=sampler,
-    ).run()
+    )
+    steps.done = lambda: trainer.done
+    return trainer.run()
 
 
 def train_dmd(

@@ -25,9 +25,8 @@ from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, shift_sigma, to_clean
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Attend, Transformer, rotate, split_heads
-from egoedit_ros.train.batches import Batch, FlowData, sample_batch
+from egoedit_ros.train.batches import Batch, FlowData, Mixed, open_clips, sample_batch
 from egoedit_ros.train.denoise import LEAST_SIGMA, Denoiser, angles
-from egoedit_ros.train.latents import load_latents
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import Group, join
 
@@ -224,16 +223,18 @@ def train_flow(
     config = settings.editor
     group = join(settings.device)
     model = new_transformer(config, start, group)
-    clips = load_latents(data.latents)
+    clips = open_clips(data, settings.seed)
     empty = empty_text(config) if data.text_dropout else None
     seen: list[Batch] = []
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         view = data.draw_view(rng)
+        if isinstance(clips, Mixed):
+            clips.step = trainer.done
         seen[:] = [sample_batch(rng, clips, view, group, empty)]
         return flow_loss(model, config, seen[0], noise, view, group)
 
-    return Trainer(
+    trainer = Trainer(
         model,
         settings,
         step,
@@ -241,4 +242,5 @@ def train_flow(
         group=group,
         batch=lambda: seen[0].tensors() if seen else {},
         sampler=sampler,
-    ).run()
+    )
+    return trainer.run()

@@ -31,6 +31,19 @@ from egoedit_ros.train.loop import TrainSettings
 class RolloutCache(KeyValueCache):
     """The inference cache, for a few chunks, with two things that training wants of it."""
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}  # of the chunk in work, by layer
+        self._kept: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # the same by slot
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        super().store(layer, keys, values)
+        self._written[layer] = (keys.detach(), values.detach())
+
+    def advance(self) -> None:
+        super().advance()
+        self._kept[self._order[-1]], self._written = self._written, {}
+
     def hide_first(self) -> None:
         """Leave the oldest chunk out of what the last one sees. No chunk may follow."""
         self._order = self._order[1:]
@@ -40,19 +53,22 @@ class RolloutCache(KeyValueCache):
         """As ``attend(store=False)``, but of the past as it is now.
 
         The backward pass comes when the cache is further on and has written over its buffers; with
-        gradient checkpointing it runs the network once more.
+        gradient checkpointing it runs the network once more. So the past is taken from what was
+        written, once for all chunks that see it, and turned to its place here.
         """
-        past = [(k.clone(), v.clone()) for k, v in self.past()]
+        past = [self._kept[slot] for slot in self._order]
         cos, sin = self.rotation()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             shape = q.shape
             q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
-            k = rotate(k, cos, sin)
-            if past:
-                k = torch.cat([past[layer][0].to(k.dtype), k], dim=2)
-                v = torch.cat([past[layer][1].to(v.dtype), v], dim=2)
-            seen = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v.to(k.dtype))
+            keys, values = [], []
+            for place, chunk in enumerate(past):
+                keys.append(self.turn(chunk[layer][0].float(), place).transpose(1, 2).to(k.dtype))
+                values.append(chunk[layer][1].transpose(1, 2).to(k.dtype))
+            k = torch.cat([*keys, rotate(k, cos, sin)], dim=2)
+            v = torch.cat([*values, v.to(k.dtype)], dim=2)
+            seen = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v)
             return seen.transpose(1, 2).reshape(shape)
 
         return attend

@@ -113,10 +113,13 @@ class _Work:
 
         from egoedit_ros.train.latents import cache_latents
 
-        checkpoint = self.output / "autoencoder.safetensors"
+        checkpoint = Path(self.section.pop("autoencoder", self.output / "autoencoder.safetensors"))
         clips, latents = self.folders["clips"], self.folders["latents"]
+        known = {k: self.section.pop(k) for k in ("workers", "shard") if k in self.section}
+        if self.section:
+            raise UserError(f"latents has no setting {sorted(self.section)[0]}; leave it out")
         with tqdm(unit="clip") as bar:
-            for done, total in cache_latents(checkpoint, self.config, clips, latents):
+            for done, total in cache_latents(checkpoint, self.config, clips, latents, **known):
                 bar.total = total
                 bar.update(done - bar.n)
         return latents
@@ -220,10 +223,13 @@ class _Work:
         return path
 
     def _flow_values(self, rest: dict) -> dict:
-        views = rest.get("views") or ()
-        if not isinstance(views, (list, tuple)):
-            raise UserError(f"{self.stage}: views must be a list")
-        return {"latents": self.folders["latents"]} | rest | {"views": tuple(views)}
+        values = {"latents": self.folders["latents"]} | rest
+        for name in ("views", "sources"):
+            given = rest.get(name) or ()
+            if not isinstance(given, (list, tuple)):
+                raise UserError(f"{self.stage}: {name} must be a list")
+            values[name] = tuple(given)
+        return values
 
     def _sampler(self):
         """What makes samples while the stage runs, where its section has ``samples``."""

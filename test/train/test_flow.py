@@ -8,11 +8,12 @@ import pytest
 import torch
 from train_support import TINY, VELOCITY, cache_clips, make_clip
 
+from egoedit_ros.data.latents import LatentClip
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.config import TransformerConfig
 from egoedit_ros.model.transformer import Transformer, token_grid
-from egoedit_ros.train.batches import FlowData, sample_batch
+from egoedit_ros.train.batches import FlowData, open_clips, sample_batch
 from egoedit_ros.train.flow import (
     draw_sigma,
     empty_text,
@@ -21,7 +22,7 @@ from egoedit_ros.train.flow import (
     teacher_attend,
     train_flow,
 )
-from egoedit_ros.train.latents import LatentClip, edited_cells, latent_frames
+from egoedit_ros.train.latents import edited_cells, latent_frames
 from egoedit_ros.train.loop import TrainSettings
 from egoedit_ros.train.parallel import Group
 
@@ -201,12 +202,42 @@ def test_a_stage_trains_and_resumes_exactly(tmp_path, attention):
         ({"views": ({"batch": 2},)}, "must have a weight"),
         ({"views": ({"weight": 1, "wings": 2},)}, "must have a weight"),
         ({"crop": 7}, "crop even"),
-        ({"frames": 9}, "lower frames"),
     ],
 )
 def test_data_settings_that_mean_nothing(more, says):
     with pytest.raises(UserError, match=says):
         _loss(**more)
+
+
+def test_short_clips_are_left_out_and_missed_when_all_are_short(tmp_path):
+    cache_clips(tmp_path, count=2, frames=3)
+    longer = make_clip(9, frames=5)
+    data = FlowData(tmp_path, frames=4, crop=0)
+    with pytest.raises(UserError, match="longest clip .* has 3 latent frames, the recipe wants 4"):
+        open_clips(data, 0)
+    from safetensors.torch import save_file
+
+    tensors = {n: getattr(longer, n) for n in ("latents", "edited", "text")}
+    save_file(tensors, tmp_path / "00000009.safetensors")
+    assert [c.latents.shape[2] for c in open_clips(data, 0)] == [5]
+
+
+def test_a_mixture_is_read_in_the_steps_order_and_each_process_reads_its_share(tmp_path):
+    for name in ("a", "b"):
+        cache_clips(tmp_path / name, count=4)
+    sources = tuple({"latents": str(tmp_path / n), "weight": 1} for n in ("a", "b"))
+    data = FlowData(tmp_path, batch=4, frames=2, crop=4, sources=sources)
+    clips = open_clips(data, seed=3)
+
+    def draw(step, group):
+        clips.step = step
+        return sample_batch(np.random.default_rng(step), clips, data, group)
+
+    whole = draw(5, Group())
+    assert torch.equal(whole.target, draw(5, Group()).target)
+    assert not torch.equal(whole.target, draw(6, Group()).target)
+    for rank in range(2):
+        assert torch.equal(draw(5, Group(rank, 2)).target, whole.target[rank::2])
 
 
 def test_frames_that_fill_no_chunk_are_refused():
