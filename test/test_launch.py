@@ -15,7 +15,7 @@ import pytest
 from egoedit_ros.nodes.parameters import EDITOR_PARAMETERS, INSTRUCTION_PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("editor", "replay", "bench")
+FILES = ("editor", "replay", "bench", "train")
 
 
 class Recorded:
@@ -260,3 +260,25 @@ def test_with_the_real_launch(name):
 
     path = str(ROOT / "launch" / f"{name}.launch.py")
     assert PythonLaunchDescriptionSource(path).try_get_launch_description_without_context()
+
+
+def test_training_takes_bags_and_leaves_the_rest_to_the_node(load):
+    from test_package import declared_by
+
+    _, actions = load("train", stage="causal", bags="['/data/a', '/data/b']", minutes="30")
+    (node,) = nodes_of(actions).values()
+    assert node["executable"] == "train_node"
+    (values,) = node["parameters"]
+    assert values["bags"] == ["/data/a", "/data/b"] and values["minutes"] == 30.0
+    assert Path(values["config"]) == ROOT / "config" / "train" / "edge_full.yaml"
+    assert Path(values["config"]).is_file()
+    known = set(declared_by("train")) | {f"{n}_topic" for n in ("source", "edited", "instruction")}
+    assert set(values) <= known
+    (handler,) = of_kind(actions, "RegisterEventHandler")
+    assert handler.args[0].kwargs["target_action"].kwargs["name"] == "train"
+
+
+def test_one_bag_needs_no_list(load):
+    _, actions = load("train", bags="/data/a")
+    (node,) = nodes_of(actions).values()
+    assert node["parameters"][0]["bags"] == ["/data/a"]
