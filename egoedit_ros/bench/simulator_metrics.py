@@ -15,6 +15,8 @@ PSNR_CAP = 60.0
 BOX_MARGIN = 4
 BOX_SMALLEST = 11
 METRICS = ("edit_gain", "ssim_gain", "keep_psnr", "hand_psnr")
+# EgoEditBench's task that a task of the simulator is like.
+LIKE = {"recolour": "Change Object", "replace": "Change Object", "remove": "Remove Object"}
 
 
 def edited_pixels(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -76,10 +78,28 @@ def score_clip(
     }
 
 
-def mean_of(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
+def score_unaided(
+    source: np.ndarray, edited: np.ndarray, task: str, chunks: tuple[int, int]
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """EgoEditBench's figures that need neither download nor target: (figures, why none).
+
+    task: of the simulator; what applies to the task of EgoEditBench that it is like is measured,
+    everything for one that is like none. chunks: frames of the first and of the later chunks.
+    """
+    from egoedit_ros.bench.grid import Pair, to_grid
+    from egoedit_ros.bench.metrics.score import score_pair
+
+    index = np.arange(len(source))
+    on_grid = (np.stack([to_grid(frame) for frame in clip]) for clip in (source, edited))
+    return score_pair(Pair(*on_grid, index, index), LIKE.get(task), chunks)
+
+
+def mean_of(
+    rows: list[dict[str, float | None]], names: tuple[str, ...] = METRICS
+) -> dict[str, float | None]:
     """Mean of each figure over the rows that have it."""
     out: dict[str, float | None] = {}
-    for name in METRICS:
+    for name in names:
         values = [r[name] for r in rows if r[name] is not None]
         out[name] = float(np.mean(values)) if values else None
     return out

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from egoedit_ros.bench.simulator_metrics import mean_of, score_clip
+from egoedit_ros.bench.metrics.registry import LOCAL_METRICS
+from egoedit_ros.bench.simulator_metrics import mean_of, score_clip, score_unaided
 from egoedit_ros.data.sim.scene import Edit, Scene, draw_edits, draw_scene
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED, HELD_OUT_PAIRS, TASKS
-from egoedit_ros.stream.session import ChunkSession
+from egoedit_ros.stream.session import ChunkSession, frames_in_chunk
 
 FRAMES = 17
 HELD_OUT_WORDING_EVERY = 4
@@ -20,12 +21,18 @@ HELD_OUT_WORDING_EVERY = 4
 
 @dataclass(slots=True)
 class SuiteClip:
-    """One evaluation clip and what came of it; pictures uint8 ``[t, h, w, 3]``."""
+    """One evaluation clip and what came of it; pictures uint8 ``[t, h, w, 3]``.
+
+    row: of the contract's ``clips``. unaided, why: figures that need no target, and why there is
+    none.
+    """
 
     row: dict
     source: np.ndarray
     edited: np.ndarray
     target: np.ndarray
+    unaided: dict[str, float | None]
+    why: dict[str, str]
 
 
 def suite_edit(number: int) -> tuple[Scene, Edit, bool]:
@@ -56,6 +63,7 @@ def run_suite(session: ChunkSession, clips: int, seed: int = 0) -> Iterator[Suit
     """Render, edit and score ``clips`` evaluation clips, one after another."""
     from egoedit_ros.data.sim.render import Simulator
 
+    chunks = tuple(frames_in_chunk(session.chunk_latents, first) for first in (True, False))
     simulator = Simulator(*session.size)
     try:
         for number in range(clips):
@@ -74,7 +82,8 @@ def run_suite(session: ChunkSession, clips: int, seed: int = 0) -> Iterator[Suit
                 "held_out_pair": bool(pairs & HELD_OUT_PAIRS),
             }
             row |= score_clip(clip.source, clip.targets[0], edited, clip.hand)
-            yield SuiteClip(row, clip.source, edited, clip.targets[0])
+            unaided, why = score_unaided(clip.source, edited, edit.task, chunks)
+            yield SuiteClip(row, clip.source, edited, clip.targets[0], unaided, why)
     finally:
         simulator.close()
 
@@ -84,6 +93,18 @@ def summarise(rows: list[dict]) -> dict:
     tasks = {t: mean_of([r for r in rows if r["task"] == t]) for t in TASKS}
     tasks = {t: m for t, m in tasks.items() if any(r["task"] == t for r in rows)}
     return {"mean": mean_of(list(tasks.values())), "tasks": tasks, "clips": rows}
+
+
+def summarise_unaided(clips: list[SuiteClip]) -> dict:
+    """The figures that need no target: ``mean`` over tasks, ``tasks``, ``clips``, and
+    ``unavailable``: why a figure is nowhere."""
+    rows = [{"task": c.row["task"], "seed": c.row["seed"], **c.unaided} for c in clips]
+    tasks = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        tasks[task] = mean_of([row for row in rows if row["task"] == task], LOCAL_METRICS)
+    mean = mean_of(list(tasks.values()), LOCAL_METRICS)
+    reasons = {name: c.why[name] for c in clips for name in c.why if mean[name] is None}
+    return {"mean": mean, "tasks": tasks, "clips": rows, "unavailable": reasons}
 
 
 def contact_sheet(clips: list[SuiteClip], path: Path) -> None:

@@ -109,9 +109,15 @@ def _edit(args: argparse.Namespace) -> tuple[dict, list]:
         return edit_cli.run(args)
     from tqdm import tqdm
 
+    from egoedit_ros.bench.metrics.registry import LOCAL_METRICS
     from egoedit_ros.bench.provenance import provenance
     from egoedit_ros.bench.simulator_metrics import METRICS
-    from egoedit_ros.bench.simulator_suite import contact_sheet, run_suite, summarise
+    from egoedit_ros.bench.simulator_suite import (
+        contact_sheet,
+        run_suite,
+        summarise,
+        summarise_unaided,
+    )
 
     session = _open(args)
     clips = list(tqdm(run_suite(session, args.clips), total=args.clips, unit="clip"))
@@ -119,12 +125,22 @@ def _edit(args: argparse.Namespace) -> tuple[dict, list]:
         contact_sheet(clips, args.sheet)
     content = summarise([c.row for c in clips])
     content |= {"nfe": getattr(session, "nfe", 0), "streaming": True}
+    content["unaided"] = summarise_unaided(clips)
     content |= provenance(_config(session) | {"suite": "sim", "clips": args.clips}, None)
-    rows: list = [("", "  ".join(f"{m:>10}" for m in METRICS))]
-    for name, figures in {**content["tasks"], "mean over tasks": content["mean"]}.items():
-        cells = ("-" if figures[m] is None else f"{figures[m]:.3f}" for m in METRICS)
-        rows.append((name, "  ".join(f"{c:>10}" for c in cells)))
+    rows = _task_rows(content, METRICS) + [("", "")]
+    rows += _task_rows(content["unaided"], LOCAL_METRICS)
+    rows += [(f"no {name}", why) for name, why in content["unaided"]["unavailable"].items()]
     return content, rows
+
+
+def _task_rows(content: dict, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Figures by task, a line each."""
+    width = max(10, *(len(name) for name in names))
+    rows = [("", "  ".join(f"{name:>{width}}" for name in names))]
+    for task, figures in {**content["tasks"], "mean over tasks": content["mean"]}.items():
+        cells = ("-" if figures[n] is None else f"{figures[n]:.3f}" for n in names)
+        rows.append((task, "  ".join(f"{cell:>{width}}" for cell in cells)))
+    return rows
 
 
 def _compare(args: argparse.Namespace) -> tuple[dict, list]:

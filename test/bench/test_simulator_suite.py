@@ -6,7 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from egoedit_ros.bench.simulator_suite import run_suite, stream_clip, suite_edit, summarise
+from egoedit_ros.bench.metrics.registry import LOCAL_METRICS
+from egoedit_ros.bench.simulator_suite import (
+    run_suite,
+    stream_clip,
+    suite_edit,
+    summarise,
+    summarise_unaided,
+)
 from egoedit_ros.cli.main import main
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.stream.session import NullSession
@@ -36,6 +43,15 @@ def test_a_model_that_does_nothing_scores_nothing():
     assert content["mean"]["ssim_gain"] == pytest.approx(0, abs=1e-6)
     assert content["mean"]["keep_psnr"] > 40
     assert set(content["tasks"]) == {"recolour", "replace", "remove"}
+    unaided = summarise_unaided(clips)
+    for figures in (unaided["mean"], *unaided["tasks"].values()):
+        assert set(figures) == set(LOCAL_METRICS)
+        assert figures["edit_strength"] == 0 and figures["background_psnr"] == 60
+        assert figures["temporal_error"] == 1 and figures["flicker"] == 0
+        assert figures["chunk_jump"] == pytest.approx(1)
+    assert list(unaided["tasks"]) == ["recolour", "replace", "remove"]
+    if unaided["mean"]["hands_kept"] is None:
+        assert unaided["unavailable"]["hands_kept"]
 
 
 @pytest.mark.egl
@@ -46,6 +62,7 @@ def test_the_bundled_model_edits(tmp_path):
     assert main([*words, "--sheet", str(sheet)]) == 0
     content = json.loads(file.read_text())
     assert set(content["mean"]) == KEYS and len(content["clips"]) == 6
+    assert content["unaided"]["mean"]["edit_strength"] > 0
     assert content["streaming"] is True and content["nfe"] >= 1
     for key in ("host", "versions", "git_revision", "command", "config", "input_sha256"):
         assert key in content
