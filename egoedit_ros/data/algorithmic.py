@@ -340,3 +340,13 @@ def draw_recipes(
             recipe = ready[rng.integers(len(ready))]
             chosen.append((recipe, wording(rng, recipe, held_out)))
     return chosen
+
+
+def recipe_table() -> str:
+    """Tasks, looks and an example of the words, as a table for the documentation."""
+    lines = ["| task | looks | for example |", "|---|---|---|"]
+    for task in TASKS:
+        recipes = [r for r in RECIPES.values() if r.task == task]
+        looks = ", ".join(r.name for r in recipes)
+        lines.append(f"| `{task}` | {looks} | {recipes[0].seen[0]} |")
+    return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from replay_support import FRAME_ID, PERIOD_NS, START_NS, picture
+from replay_support import FRAME_ID, PERIOD_NS, START_NS, egoedit, picture, psnr, write_bag
 
 from egoedit_ros.cli.main import main
 from egoedit_ros.data import cdr
@@ -145,3 +145,22 @@ def test_the_command_makes_clips_of_good_bags_and_names_the_others(tmp_path, cap
     assert main(words) == 0
     now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
     assert len(now) == 6 and made.items() <= now.items()
+
+
+@pytest.mark.ros
+def test_what_a_replay_leaves_is_a_training_bag(tmp_path):
+    write_bag(tmp_path / "bag", 20, extra=True)
+    result = egoedit(
+        *("replay", tmp_path / "bag", "-i", "make it blue", "-i", "0.5:make it red"),
+        *("-o", tmp_path / "out", "--model", "null", "--size", "64x48"),
+    )
+    assert result.returncode == 0, result.stderr
+    with BagPairs(tmp_path / "out" / "edited") as pairs:
+        clips = list(pairs.clips(CUT))
+    # Chunks begin at frames 0, 1, 5, 9: second 0.5 is frame 8.
+    assert [(c.instructions[0], indices(c)[0]) for c in clips] == [
+        ("make it blue", 0),
+        ("make it red", 9),
+        ("make it red", 14),
+    ]
+    assert all(psnr(c.source, c.targets[0]) > 40 for c in clips)  # this model changes nothing

@@ -21,11 +21,14 @@ from egoedit_ros.data.sim.scene import (
     Edit,
     Scene,
     Thing,
+    camera_at,
     color_for,
     draw_edits,
     draw_object_edit,
     draw_pair,
     draw_scene,
+    hand_at,
+    thing_at,
 )
 from egoedit_ros.data.sim.tasks import ALL_TASKS, FROM_MAP
 from egoedit_ros.data.sim.vocabulary import (
@@ -157,14 +160,16 @@ def _add(
     """A new thing on a free spot, or (``beside``) next to one; of a kind not in ``avoid``."""
     evaluation = scene.seed >= EVALUATION_SEED
     kind, color = draw_pair(rng, evaluation, {t.kind for t in scene.things} | avoid)
-    spots = [("free", None, spot) for spot in FREE_SPOTS if _is_free(scene, spot)][:1]
+    free = [spot for spot in FREE_SPOTS if _is_free(scene, spot)] or list(FREE_SPOTS)
+    # The first that is seen all the time, or else the one that is seen most.
+    spots = [("free", None, max(free, key=lambda spot: _times_seen(scene, spot)))]
     for index, thing in enumerate(scene.things):
         for side, (dx, dy) in BESIDE.items():
             spot = (thing.x + dx, thing.y + dy)
-            if beside and index != scene.held and _is_free(scene, spot):
+            good = beside and index != scene.held and _is_free(scene, spot)
+            if good and _times_seen(scene, spot) >= 2:
                 spots.append((side, thing, spot))
-    # A crowded table: the last spot, however near the others are.
-    side, anchor, spot = spots[rng.integers(len(spots))] if spots else ("free", None, FREE_SPOTS[0])
+    side, anchor, spot = spots[rng.integers(len(spots))]
     place = str(rng.choice(words.PLACES[side]))
     if anchor is not None:
         place = place.format(anchor=name_thing(rng, anchor.kind, anchor.color))
@@ -177,6 +182,24 @@ def _is_free(scene: Scene, spot: tuple[float, float]) -> bool:
     inside = all(low <= at <= high for at, (low, high) in zip(spot, TABLE, strict=True))
     apart = [(spot[0] - t.x) ** 2 + (spot[1] - t.y) ** 2 for t in scene.things]
     return inside and min(apart) >= 0.1**2
+
+
+def _times_seen(scene: Scene, spot: tuple[float, float]) -> int:
+    """At how many of three times a thing there is in the picture, not behind arm or held thing."""
+    target, seen = np.array([*spot, 0.05]), 0
+    for time in (scene.start, scene.start + 0.4, scene.start + 0.8):
+        eye, turn = camera_at(scene, time)
+        x, y, z = turn.T @ (target - eye)
+        reach = np.tan(np.radians(scene.camera["fovy"]) / 2)
+        inside = abs(x) < 0.9 * 4 / 3 * reach * -z and abs(y) < 0.9 * reach * -z
+        arm, rotation, _ = hand_at(scene, time)
+        blocks = [arm + rotation[:, 2] * along for along in np.linspace(-0.3, 0.54, 22)]
+        if scene.held >= 0:
+            blocks.append(thing_at(scene, scene.held, time)[0])
+        ray = (target - eye) / np.linalg.norm(target - eye)
+        away = [np.linalg.norm(b - eye - ray * max(0.0, ray @ (b - eye))) for b in blocks]
+        seen += inside and min(away) > 0.055
+    return seen
 
 
 def _change_effect(rng: np.random.Generator, scene: Scene, held_out: bool) -> Edit:
