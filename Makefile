@@ -12,7 +12,9 @@ DEMO_ARGS ?= -i "turn the blue ball into a green cube" -i 3:"make the blue ball 
 	-i 6:"replace the yellow bottle with a cactus in a white pot" -i 9:"remove the blue ball"
 BENCH_INPUT ?= $(DEMO_BAG)
 BENCH_ENGINE_ARGS ?=
-BENCH_STREAM_ARGS ?=
+# Short; for the whole of it: make bench BENCH_STREAM_ARGS= BENCH_CLIPS=20
+BENCH_STREAM_ARGS ?= --rates 16,own --runs 1 --seconds 6 --switches 5
+BENCH_CLIPS ?= 6
 TEST_ARGS ?=
 
 # A sourced ROS installation, or a make started by another environment's Python, must not leak in.
@@ -46,10 +48,15 @@ format: setup  ## let ruff put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## the speed figures of this machine, into out/bench
+bench: setup  ## speed and quality in short, as one table; files in out/bench
 	mkdir -p $(OUT)/bench
-	$(BIN)/egoedit bench engine $(BENCH_ENGINE_ARGS) --json $(OUT)/bench/engine.json --overwrite
-	$(BIN)/egoedit bench stream $(BENCH_INPUT) $(BENCH_STREAM_ARGS) --json $(OUT)/bench/stream.json --overwrite
+	rm -f $(OUT)/bench/*.json
+	$(BIN)/egoedit bench engine $(BENCH_ENGINE_ARGS) --json $(OUT)/bench/engine.json --overwrite >/dev/null
+	$(BIN)/egoedit bench edit --suite sim --clips $(BENCH_CLIPS) --json $(OUT)/bench/sim.json >/dev/null \
+		|| echo "no figures of the simulator suite; '$(BIN)/egoedit doctor' says what it needs" >&2
+	$(BIN)/egoedit bench stream $(BENCH_INPUT) $(BENCH_STREAM_ARGS) --json $(OUT)/bench/stream.json \
+		--html $(OUT)/bench/stream.html --overwrite >/dev/null
+	@$(BIN)/python tools/bench_tables.py $$(ls $(OUT)/bench/*.json)
 
 lock:  ## make requirements.lock again from requirements.in (needs uv)
 	python3 tools/make_lock.py
