@@ -257,6 +257,10 @@ class Transformer(nn.Module):
         x = tokens
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, modulation, text, attend)
+        return self.head(x, modulation, grid)
+
+    def head(self, x: Tensor, modulation: Modulation, grid: tuple[int, int]) -> Tensor:
+        """What :meth:`forward` does after the last block."""
         shift, scale = (self.scale_shift_table + modulation.out.unsqueeze(-2)).unbind(-2)
         x = self.proj_out(self.norm_out(x) * (1 + scale) + shift)
         rows, columns = grid

@@ -109,6 +109,7 @@ def compare_backends(reference, other, inputs: dict, device: torch.device) -> di
 
 def check_parity() -> dict[str, dict]:
     """The pieces of ``edge`` in float32 by every backend, against torch on the CPU."""
+    from egoedit_ros.runtime.compiled import CompiledBackend
     from egoedit_ros.runtime.cuda import GraphBackend
     from egoedit_ros.runtime.onnx_export import example_inputs, export
     from egoedit_ros.runtime.tensorrt_backend import TensorRTBackend
@@ -135,7 +136,9 @@ def check_parity() -> dict[str, dict]:
     return {
         "cuda": of(lambda: TorchBackend(there, grid)),
         "cuda graphs": of(lambda: GraphBackend(there, grid)),
-        "torch.compile": of(lambda: TorchBackend(there, grid, compile=True)),
+        "torch.compile": of(
+            lambda: CompiledBackend(there, grid, config.chunk_latents, config.window_chunks)
+        ),
         "tensorrt": attempt(tensorrt),
     }
 
@@ -186,6 +189,7 @@ def check_overlap(context) -> dict:
 
 def session_makers(context) -> dict[str, MakeSession]:
     """How to open a stream on a model, by backend's name. The number is the steps, 0: its own."""
+    from egoedit_ros.runtime.compiled import compiled_backend
     from egoedit_ros.runtime.cuda import CudaSession, graph_backend
     from egoedit_ros.runtime.tensorrt_backend import tensorrt_backend
 
@@ -195,7 +199,7 @@ def session_makers(context) -> dict[str, MakeSession]:
     return {
         "cuda": maker(lambda s: TorchBackend(s.model, s.grid)),
         "cuda graphs": maker(graph_backend),
-        "torch.compile": maker(lambda s: TorchBackend(s.model, s.grid, compile=True)),
+        "torch.compile": maker(compiled_backend),
         "tensorrt": maker(tensorrt_backend("edge")),
     }
 

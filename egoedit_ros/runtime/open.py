@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 from egoedit_ros.errors import UserError
-from egoedit_ros.runtime.steps import PieceSession, TorchBackend
+from egoedit_ros.runtime.steps import PieceSession
 from egoedit_ros.stream.edit_session import load_model
 
 
 def open_in(runtime: str, model: str, device: str = "auto", *args, **options) -> PieceSession:
     """Open a stream whose network runs in ``compile``, ``onnx``, ``graphs`` or ``tensorrt``.
 
-    args, options: as EditSession's after the model. compile: once for each length of the past;
-    needs a C++ compiler on the CPU; not run to its end yet. onnx: on the CPU. graphs, tensorrt: on
-    CUDA, not run yet.
+    args, options: as EditSession's after the model. compile: needs a C++ compiler on the CPU.
+    onnx: on the CPU. graphs, tensorrt: on CUDA, not run yet.
     Raises UserError as load_model does, and where the runtime has not what it needs.
     """
     if runtime == "onnx":
@@ -21,11 +20,9 @@ def open_in(runtime: str, model: str, device: str = "auto", *args, **options) ->
 
         return open_onnx_session(model, device, *args, **options)
     if runtime == "compile":
+        from egoedit_ros.runtime.compiled import compiled_backend
 
-        def compiled(session: PieceSession) -> TorchBackend:
-            return TorchBackend(session.model, session.grid, compile=True)
-
-        return PieceSession(load_model(model, device), compiled, *args, **options)
+        return PieceSession(load_model(model, device), compiled_backend, *args, **options)
     if device == "cpu":
         raise UserError(f"the runtime {runtime} needs a CUDA device; use --runtime torch or onnx")
     from egoedit_ros.runtime.cuda import Context, CudaSession, graph_backend, require_cuda

@@ -123,17 +123,12 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The pieces as they are, or through ``torch.compile``."""
+    """The pieces as they are."""
 
     name = "torch"
 
-    def __init__(self, model: EditModel, grid: tuple[int, int], compile: bool = False) -> None:
+    def __init__(self, model: EditModel, grid: tuple[int, int]) -> None:
         self.pieces = make_pieces(model, grid)
-        if compile:
-            self.name = "torch.compile"
-            self.pieces = {
-                name: torch.compile(module, dynamic=False) for name, module in self.pieces.items()
-            }
 
     def run(self, piece: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.pieces[piece](*inputs)
@@ -179,7 +174,8 @@ class PieceSession(EditSession):
             raise UserError("blending instructions needs --runtime torch; others take one text")
         self.backend: Backend = make_backend(self)
         self.runtime = self.backend.name
-        self._stream = EdgeStream(_PieceAutoencoder(self.backend))
+        if ENCODER in pieces_of(model):
+            self._stream = EdgeStream(_PieceAutoencoder(self.backend))
         self._stacked: tuple[object, Tensor, Tensor] = (None, *(torch.empty(0),) * 2)
         self._stacked_past: tuple[object, Tensor, Tensor] = (None, *(torch.empty(0),) * 2)
         config, weight = model.config.transformer, model.transformer.proj_out.weight
