@@ -16,7 +16,7 @@ import numpy as np
 
 from egoedit_ros.bench.edit_jobs import picture_paths
 from egoedit_ros.bench.metrics.registry import BY_NAME, LOWER, METRICS
-from egoedit_ros.bench.page import STYLE
+from egoedit_ros.bench.page import STYLE, document, write_whole
 from egoedit_ros.bench.paper import PUBLISHED_METRICS
 
 MOST_INLINE = 300
@@ -76,13 +76,8 @@ def write_page(
         f'<div class="items">{"".join(cards)}</div>',
         f"<script>{_SCRIPT}</script>",
     ]
-    path.write_text(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>EgoEditBench: {escape(name)}</title>\n<style>{STYLE}{_STYLE}</style></head>\n"
-        f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n",
-        encoding="utf-8",
-    )
+    style = f"{STYLE}{_STYLE}"
+    write_whole(path, document(f"EgoEditBench: {name}", body, style))
 
 
 def shown(name: str, value: float | None) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from html import escape
 from pathlib import Path
 
@@ -61,16 +62,24 @@ def write_page(report: dict, recording: Recording, path: Path) -> None:
     parts.append(box("Memory of the editor", plots.memory_over_time(recording)))
     parts += ["</div>", "<h2>Instructions</h2>", _instructions(report, recording)]
     parts += ["<h2>Details</h2>", details(report)]
-    path.write_text(document("egoedit replay", parts), encoding="utf-8")
+    write_whole(path, document("egoedit replay", parts))
 
 
-def document(title: str, parts: list[str]) -> str:
+def write_whole(path: Path, text: str) -> None:
+    """Write a page at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def document(title: str, parts: list[str], style: str = STYLE) -> str:
     """A whole page of these parts of HTML."""
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from egoedit_ros.bench import plots
-from egoedit_ros.bench.page import box, details, document
+from egoedit_ros.bench.page import box, details, document, write_whole
 from egoedit_ros.bench.stream_plan import rate_name
 from egoedit_ros.bench.stream_run import Run, recording_of
 from egoedit_ros.bench.stream_table import markdown, number, run_rows
@@ -31,10 +31,7 @@ def write_page(content: dict, runs: list[Run], path: Path) -> None:
         parts += ["<h2>Search of the highest rate</h2>", _probes(content["search"], probes)]
     plain = {key: value for key, value in content.items() if key not in _NESTED}
     parts += ["<h2>Details</h2>", details(plain)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(document("egoedit bench stream", parts), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, document("egoedit bench stream", parts))
 
 
 def _cards(content: dict) -> str:

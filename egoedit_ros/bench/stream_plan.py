@@ -15,6 +15,8 @@ from egoedit_ros.bench import measure
 from egoedit_ros.bench.stream_run import OWN, Run, figures_of, median_of, percentiles, recording_of
 from egoedit_ros.errors import UserError
 
+# Goes up when a figure of the JSON changes its meaning.
+SCHEMA = "egoedit_ros/bench_stream/1"
 TEXTS = ("make the blue ball red", "turn the blue ball into a green cube")
 RATES = ("10", "16", "30", OWN)
 # The search ends when what is known to work and what is known not to lie this close.

@@ -118,9 +118,9 @@ def run(args: argparse.Namespace) -> tuple[dict, list]:
                 _direct(bench, content, args, texts[0])
     config = {
         "input": str(args.input),
-        "model": content.pop("model") or args.model if not foreign else None,
-        "device": content.pop("device", None),
-        "size": args.size,
+        "model": None if foreign else content["model"] or args.model,
+        "device": content.pop("device"),
+        "size": content.pop("output_size"),
         "output_size": args.output_size or "model",
         "chunk_latents": next((f["chunk_latents"] for f in content["fixed"].values()), None),
         "nfe": args.nfe,
@@ -132,7 +132,12 @@ def run(args: argparse.Namespace) -> tuple[dict, list]:
         "image_topic": args.image_topic,
         "output_topic": args.output_topic,
     }
+    del content["model"]
     content |= provenance(config, sha256_of(args.input))
+    for figures in content["fixed"].values():
+        # What a report.json has beside its figures.
+        figures |= {key: config[key] for key in ("model", "device", "size")}
+        figures |= {key: content[key] for key in ("host", "versions", "input_sha256")}
     if args.html:
         from egoedit_ros.bench.stream_page import write_page
 
@@ -271,11 +276,8 @@ class _Benchmark:
         folder = self.folder / name
         folder.mkdir()
         with Graph(folder) as graph:
-            if self.foreign and node is None:
-                # Where the node is that runs already.
-                graph.environment["ROS_DOMAIN_ID"] = os.environ.get("ROS_DOMAIN_ID", "0")
-                if "ROS_AUTOMATIC_DISCOVERY_RANGE" not in os.environ:
-                    del graph.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"]
+            if self.foreign:
+                _place(graph.environment, among_others=node is None)
             watch = []
             if node is not None:
                 graph.start(*node)
@@ -307,6 +309,17 @@ class _Benchmark:
             self.bar.update(max(0, round(elapsed) - self.bar.n))
             time.sleep(POLL_S)
         graph.check(may_end="bench")
+
+
+def _place(environment: dict[str, str], among_others: bool) -> None:
+    """Where a graph is: among the user's nodes, or where it cannot be taken for one of them."""
+    theirs = os.environ.get("ROS_DOMAIN_ID", "0")
+    if among_others:
+        environment["ROS_DOMAIN_ID"] = theirs
+        if "ROS_AUTOMATIC_DISCOVERY_RANGE" not in os.environ:
+            del environment["ROS_AUTOMATIC_DISCOVERY_RANGE"]
+    elif environment["ROS_DOMAIN_ID"] == theirs:
+        environment["ROS_DOMAIN_ID"] = "101" if theirs != "101" else "100"
 
 
 _BAR = "{l_bar}{bar}| {elapsed} of about {total} s"

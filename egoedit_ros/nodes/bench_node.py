@@ -19,7 +19,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 from egoedit_ros.bench.stream_input import load_frames
-from egoedit_ros.bench.stream_plan import DEFAULT, TEXTS, Plan, run_plan
+from egoedit_ros.bench.stream_plan import DEFAULT, SCHEMA, TEXTS, Plan, run_plan
 from egoedit_ros.bench.stream_run import Run
 from egoedit_ros.bench.stream_usage import Usage, parse_watch
 from egoedit_ros.errors import UserError
@@ -151,11 +151,13 @@ def _measure(node: BenchNode) -> None:
         content = run_plan(node.rig, node.plan, keep, tell)
     status = node.rig.status
     content |= {
+        "schema": SCHEMA,
         "notes": node.frames.notes,
         "image_topic": node.rig.image_topic,
         "output_topic": node.rig.output_topic,
         "model": status.model if status else None,
         "device": status.device if status else None,
+        "output_size": node.rig.output_size,
     }
     if node.report:
         from egoedit_ros.bench.provenance import provenance

@@ -68,6 +68,7 @@ class BenchRig:
         self._active: list[bytes] = []
         self._active_ids: set[str] = set()
         self._overhead: list[float] | None = None
+        self._sample: bytes | None = None
         self._make_endpoints(image_topic, output_topic)
 
     def _make_endpoints(self, image_topic: str, output_topic: str) -> None:
@@ -99,6 +100,8 @@ class BenchRig:
     def _on_edited(self, data: bytes) -> None:
         mono_ns = time.monotonic_ns()
         self._arrived.append((cdr.stamp_ns(data), mono_ns))
+        if self._sample is None:
+            self._sample = data
 
     def _on_status(self, status: StreamStatus) -> None:
         self.status = status
@@ -112,6 +115,14 @@ class BenchRig:
             values = {pair.key: pair.value for pair in status.values}
             if all(key in values for key in OVERHEAD_KEYS):
                 self._overhead = [float(values[key].split()[0]) for key in OVERHEAD_KEYS]
+
+    @property
+    def output_size(self) -> str | None:
+        """WIDTHxHEIGHT of what comes out; None where that is no raw image."""
+        if self._sample is None or self.edited.msg_type is not Image:
+            return None
+        image = _parsed(self._sample, cdr.IMAGE)
+        return f"{image.width}x{image.height}"
 
     # The rig (caller's thread)
 

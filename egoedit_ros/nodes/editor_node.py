@@ -45,7 +45,7 @@ from egoedit_ros.stream.worker import StreamWorker, WorkerHooks
 NODE_NAME = "editor"
 WARN_EVERY_S = 5.0
 # A worker that a frame wakes gets the interpreter after this long; Python's own 5 ms is late.
-SWITCH_INTERVAL_S = 2e-4
+SWITCH_INTERVAL_S = 1e-4
 
 
 class EditorNode(ManagedNode):

@@ -21,11 +21,12 @@ SHORT = ("--runs", "2", "--seconds", "1", "--no-search", "--switches", "3")
 CONTRACT_KEYS = {
     *("peak_fps", "fixed", "ros_overhead_ms", "passthrough_ms", "graph_minus_direct_ms"),
     *("instruction_switch_ms", "host", "versions", "git_revision", "command", "config"),
-    "input_sha256",
+    *("input_sha256", "schema"),
 }
 REPORT_KEYS = {
     *("frames_in", "frames_out", "dropped", "fps_in", "fps_out", "first_frame_ms", "latency_ms"),
     *("stages_ms", "jitter_ms", "deadline_ms", "deadline_misses", "instruction_switch_ms", "runs"),
+    *("model", "size", "chunk_latents", "device", "host", "versions", "input_sha256"),
 }
 
 
@@ -60,7 +61,7 @@ def test_the_contract_is_kept(measured):
     assert content["ros_overhead_ms"]["p50"] > 0 and content["passthrough_ms"]["p50"] > 0
     assert content["graph_minus_direct_ms"] is not None
     assert len(content["switches"]["ms"]) == 3 and content["instruction_switch_ms"]["p95"] > 0
-    assert content["config"]["model"] == "null"
+    assert content["config"]["model"] == "null" and content["config"]["size"] == "32x24"
 
 
 def test_processes_are_watched_with_an_idle_baseline(measured):
@@ -119,6 +120,7 @@ def test_a_node_that_runs_already(tmp_path):
     assert content["fixed"]["20"]["frames_in"] == 20
     assert content["config"]["model"] is None and content["ros_overhead_ms"] is None
     assert content["output_topic"] == "/their/picture"
+    assert content["fixed"]["20"]["size"] == "64x48"
 
 
 def one_line(done: subprocess.CompletedProcess, *words: str) -> None:
