@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.data.latents import LatentClip
-from egoedit_ros.data.mixture import Mixture, Source
+from egoedit_ros.data.mixture import Mixture, Source, read_batches
 from egoedit_ros.errors import UserError
 from egoedit_ros.train.latents import load_latents
 from egoedit_ros.train.parallel import Group
+
+NEVER = 2**40  # a step that no run reaches
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class FlowData:
     1. loss: ``clean`` (of the latents), ``velocity``, or ``auto``: what the network predicts.
 
     sources: a mixture in place of ``latents``, tables of
-    :class:`~egoedit_ros.data.mixture.Source`.
+    :class:`~egoedit_ros.data.mixture.Source`; workers: processes that read it ahead.
     """
 
     latents: Path
@@ -51,6 +53,7 @@ class FlowData:
     rough_past: float = 0.15
     loss: str = "auto"
     sources: tuple[dict, ...] = ()
+    workers: int = 2
 
     def check(self) -> None:
         """Raise UserError for what cannot be drawn."""
@@ -84,26 +87,44 @@ class FlowData:
 
 
 class Mixed:
-    """A mixture of sources, of which a step takes the samples that are its own.
+    """A mixture of sources, of which each step takes its own samples, read ahead by processes.
 
-    step: set before each step; the order follows from it, and a process reads its share only.
+    The order follows from the step's number; a process of a group reads its share only.
     """
 
-    def __init__(self, mixture: Mixture, stride: int) -> None:
-        self.mixture, self.stride, self.step = mixture, stride, 0
+    def __init__(
+        self, mixture: Mixture, stride: int, frames: int, workers: int, group: Group
+    ) -> None:
+        self.mixture, self.stride, self.frames = mixture, stride, frames
+        self.workers, self.group = workers, group
+        self._step, self._clips = -1, []
+        self._reader = None
 
-    def clip(self, index: int, frames: int) -> LatentClip:
-        """The step's index-th sample, of at least so many latent frames."""
-        return self.mixture.clip(self.step * self.stride + index, frames)
+    def go_to(self, step: int) -> None:
+        """Have the samples of a step; the next step costs no wait."""
+        if step == self._step:
+            return
+        if self._reader is None or step != self._step + 1:
+            self._reader = read_batches(
+                self.mixture, self.stride, step, NEVER, self.frames, self.workers,
+                self.group.rank, self.group.count,
+            )  # fmt: skip
+        self._step, self._clips = next(self._reader)
+
+    def clip(self, index: int) -> LatentClip:
+        """The step's index-th sample, one of this process's."""
+        return self._clips[index // self.group.count]
 
 
-def open_clips(data: FlowData, seed: int) -> list[LatentClip] | Mixed:
+def open_clips(data: FlowData, seed: int, group: Group | None = None) -> list[LatentClip] | Mixed:
     """What a stage draws from. Raises UserError where there is nothing long enough."""
     views = [data.with_view(v) for v in data.views] or [data]
+    need = max(v.frames for v in views)
     if data.sources:
-        sources = [Source.of(values) for values in data.sources]
-        return Mixed(Mixture(sources, seed), max(v.batch for v in views))
-    clips, need = load_latents(data.latents), max(v.frames for v in views)
+        mixture = Mixture([Source.of(values) for values in data.sources], seed)
+        batch = max(v.batch for v in views)
+        return Mixed(mixture, batch, need, data.workers, group or Group())
+    clips = load_latents(data.latents)
     # A bag's last windows may be shorter than the others.
     long = [clip for clip in clips if clip.latents.shape[2] >= need]
     if not long:
@@ -153,7 +174,7 @@ def sample_batch(
         mine = index % group.count == group.rank
         if mixed:
             if mine:
-                clip = clips.clip(index, data.frames)
+                clip = clips.clip(index)
                 rows.append(_sample(np.random.default_rng([name, index]), clip, data))
             continue
         row = _sample(rng, clips[int(rng.integers(len(clips)))], data)

@@ -127,7 +127,7 @@ class Distiller:
     ) -> tuple[FlowData, Batch, int, Rollout, Callable[[tuple[int, ...]], Tensor]]:
         view = self.data.draw_view(rng)
         if isinstance(self.clips, Mixed):
-            self.clips.step = self.done()
+            self.clips.go_to(self.done())
         batch = self.seen = sample_batch(rng, self.clips, view, self.group)
         # The same for all chunks, samples and processes.
         exit_step = int(rng.integers(self.nfe))
@@ -220,7 +220,7 @@ def distill(
         config,
         data,
         given,
-        open_clips(data, settings.seed),
+        open_clips(data, settings.seed, group),
         empty_text(config),
         group,
         lambda view: make_rollout(config, nfe, view),

@@ -223,14 +223,14 @@ def train_flow(
     config = settings.editor
     group = join(settings.device)
     model = new_transformer(config, start, group)
-    clips = open_clips(data, settings.seed)
+    clips = open_clips(data, settings.seed, group)
     empty = empty_text(config) if data.text_dropout else None
     seen: list[Batch] = []
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         view = data.draw_view(rng)
         if isinstance(clips, Mixed):
-            clips.step = trainer.done
+            clips.go_to(trainer.done)
         seen[:] = [sample_batch(rng, clips, view, group, empty)]
         return flow_loss(model, config, seen[0], noise, view, group)
 

@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,72 +21,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from egoedit_ros.errors import UserError
-from egoedit_ros.model.config import EditorConfig, get_config
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.train import states
 from egoedit_ros.train.lora import add_lora, merged
 from egoedit_ros.train.parallel import Group, recompute_blocks
 from egoedit_ros.train.parts import Critic, Part, Step
-from egoedit_ros.train.watch import Bar, Curves, Progress, Watch, signals_at_step_ends
+from egoedit_ros.train.settings import TrainSettings
+from egoedit_ros.train.watch import Bar, Curves, Progress, signals_at_step_ends
 
 __all__ = ["Critic", "Step", "TrainSettings", "Trainer"]
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What every stage is told. Times of a run are bounded by steps or by minutes.
-
-    config: the editor's sizes, where they are not those of the configuration called ``model``.
-    lora: rank of the additions that are trained in the weights' place, 0: the weights themselves.
-    recompute: gradient checkpointing. critic_lr, critic_steps: of the stages with a second
-    network; None: as the first one. watch: see :class:`~egoedit_ros.train.watch.Watch`.
-    """
-
-    output: Path
-    stage: str
-    model: str = "edge"
-    steps: int = 1000
-    minutes: float | None = None
-    lr: float = 1e-3
-    warmup: int = 100
-    schedule: str = "cosine"
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0
-    ema: float = 0.998
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    sample_every: int = 0
-    bf16: bool = True
-    optimizer: str = "adamw"
-    muon_times: float = 1.0  # Muon's rate over AdamW's
-    critic_lr: float | None = None
-    critic_steps: int = 5
-    recompute: bool = False
-    lora: int = 0
-    lora_alpha: float = 16.0
-    tensorboard: bool = False
-    device: str = "auto"
-    config: EditorConfig | None = None
-    watch: Watch | None = None
-
-    @property
-    def editor(self) -> EditorConfig:
-        return self.config or get_config(self.model)
-
-    def check(self) -> None:
-        """Raise UserError for what cannot be trained with."""
-        for name, least in (("steps", 1), ("warmup", 1), ("log_every", 1), ("save_every", 1),
-                            ("critic_steps", 1), ("lora", 0), ("sample_every", 0)):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"{name} is {value!r}; it must be a whole number from {least} up")
-        for name, known in (("optimizer", ("adamw", "muon")), ("schedule", ("cosine", "constant"))):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r}; use one of: {', '.join(known)}"
-                )
 
 
 class Trainer:
@@ -127,7 +69,7 @@ class Trainer:
         if settings.config is not None:
             self._facts["config"] = settings.config.to_dict()
         if self.group.count > 1:
-            _check_many(settings)
+            settings.check_many()
         if settings.lora:
             for net in (model, *([critic.net] if critic else ())):
                 add_lora(net, settings.lora, settings.lora_alpha)
@@ -407,14 +349,3 @@ class Trainer:
                 rows = [json.loads(line) for line in path.read_text().splitlines()]
                 kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.done]
                 path.write_text("".join(kept))
-
-
-def _check_many(settings: TrainSettings) -> None:
-    """Raise UserError for what only one process can do."""
-    if settings.lora or settings.optimizer == "muon":
-        raise UserError("several processes train whole weights with adamw; leave out lora and muon")
-    if settings.sample_every:
-        raise UserError(
-            "several processes make no samples; leave out sample_every and run "
-            "'egoedit train sample' on their checkpoint beside them"
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.train.muon import Muon
-
-if TYPE_CHECKING:
-    from egoedit_ros.train.loop import TrainSettings
+from egoedit_ros.train.settings import TrainSettings
 
 # What one step learns from: (data's stream, noise's stream) to (loss, numbers to report).
 Step = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, Tensor]]]

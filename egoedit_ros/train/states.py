@@ -22,7 +22,7 @@ from egoedit_ros.errors import UserError
 # How long and how closely a run is watched may change between its parts; what it learns may not.
 FREE = {
     "output", "steps", "minutes", "log_every", "save_every", "sample_every", "tensorboard", "watch",
-    "device", "recompute", "samples",
+    "device", "recompute", "samples", "workers",
 }  # fmt: skip
 META = "state.json"
 

@@ -226,11 +226,11 @@ def test_a_mixture_is_read_in_the_steps_order_and_each_process_reads_its_share(t
     for name in ("a", "b"):
         cache_clips(tmp_path / name, count=4)
     sources = tuple({"latents": str(tmp_path / n), "weight": 1} for n in ("a", "b"))
-    data = FlowData(tmp_path, batch=4, frames=2, crop=4, sources=sources)
-    clips = open_clips(data, seed=3)
+    data = FlowData(tmp_path, batch=4, frames=2, crop=4, sources=sources, workers=0)
 
     def draw(step, group):
-        clips.step = step
+        clips = open_clips(data, 3, group)
+        clips.go_to(step)
         return sample_batch(np.random.default_rng(step), clips, data, group)
 
     whole = draw(5, Group())
@@ -238,6 +238,11 @@ def test_a_mixture_is_read_in_the_steps_order_and_each_process_reads_its_share(t
     assert not torch.equal(whole.target, draw(6, Group()).target)
     for rank in range(2):
         assert torch.equal(draw(5, Group(rank, 2)).target, whole.target[rank::2])
+    clips = open_clips(data, 3)
+    for step in (4, 5, 5):  # read ahead, and twice in one step
+        clips.go_to(step)
+    again = sample_batch(np.random.default_rng(5), clips, data)
+    assert torch.equal(whole.target, again.target)
 
 
 def test_frames_that_fill_no_chunk_are_refused():
