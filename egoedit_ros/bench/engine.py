@@ -12,6 +12,7 @@ import numpy as np
 from egoedit_ros.stream.session import ChunkSession
 
 INSTRUCTION = "turn the red ball blue"
+NEXT_INSTRUCTION = "turn the mug into a potted cactus"
 
 
 def resident_bytes() -> int:
@@ -65,19 +66,59 @@ def measure_first_frame_ms(session: ChunkSession, runs: int = 10) -> float:
     return float(np.median(times))
 
 
+def measure_switch(sessions: dict[str, ChunkSession], rounds: int = 7) -> dict[str, float]:
+    """What a new instruction costs the chunk that it begins with, in ms; medians.
+
+    sessions: one for each way to switch; they take turns, each between two instructions with a
+    full window. ``text_ms``: encoding the text and its keys and values, the same for all;
+    ``chunk_ms``: a chunk without a switch; ``NAME_ms``: what the switching chunk takes beyond it.
+    """
+    text: list[float] = []
+    plain: list[float] = []
+    switched: dict[str, list[float]] = {name: [] for name in sessions}
+    for session in sessions.values():
+        session.reset()
+        session.set_instruction(INSTRUCTION, 0)
+        run_chunks(session, 6)  # fills the window
+    for round_ in range(rounds):
+        for name, session in sessions.items():
+            plain += run_chunks(session, 1)
+            start = time.perf_counter()
+            session.set_instruction((NEXT_INSTRUCTION, INSTRUCTION)[round_ % 2], 0)
+            text.append(time.perf_counter() - start)
+            switched[name] += run_chunks(session, 1)
+            # A blend must be over, and its past made anew, before the next switch.
+            run_chunks(session, getattr(session, "blend_chunks", 0) + 1)
+    chunk = float(np.median(plain))
+    more = {f"{name}_ms": 1e3 * (float(np.median(t)) - chunk) for name, t in switched.items()}
+    return {"text_ms": 1e3 * float(np.median(text)), "chunk_ms": 1e3 * chunk, **more}
+
+
 def soak(session: ChunkSession, chunks: int, tick: Callable[[int], None]) -> dict:
-    """Run ``chunks`` chunks; time and memory of the last tenth against the second tenth."""
+    """Run ``chunks`` chunks; time and memory of the last tenth against the second tenth.
+
+    Beside wall time, which other work on the machine stretches (``load``: of a minute, at the
+    beginning and at the end), the processor's own time is taken: ``cpu_time_ratio``.
+    """
     session.reset()
     session.set_instruction(INSTRUCTION, 0)
-    times, memory = [], []
+    times, cpu, memory = [], [], []
+    load = [os.getloadavg()[0]]
     for done in range(chunks):
+        start = time.process_time()
         times += run_chunks(session, 1)
+        cpu.append(time.process_time() - start)
         memory.append(resident_bytes())
         tick(done + 1)
     tenth = max(1, chunks // 10)
     early, late = slice(tenth, 2 * tenth), slice(chunks - tenth, chunks)
+    load.append(os.getloadavg()[0])
     return {
         "chunks": chunks,
         "time_ratio": float(np.median(times[late]) / np.median(times[early])),
+        "cpu_time_ratio": float(np.median(cpu[late]) / np.median(cpu[early])),
+        "chunk_ms": 1e3 * float(np.median(times)),
         "memory_growth_bytes": int(np.median(memory[late]) - np.median(memory[early])),
+        "memory_bytes": memory[-1],
+        "load": load,
     }

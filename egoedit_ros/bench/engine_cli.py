@@ -8,6 +8,7 @@ import argparse
 from egoedit_ros.cli.common import add_runtime_option, positive_whole
 
 FPS_NFE = (2, 4)
+BLEND_CHUNKS = 2  # of the blend that is measured
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +22,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, list]:
     """All figures of the engine, and the rows to print."""
+    import gc
+
     from tqdm import tqdm
 
     from egoedit_ros.bench import engine
     from egoedit_ros.bench.provenance import provenance
     from egoedit_ros.stream.session import open_session
 
-    def session_of(nfe: int | None = None):
+    def session_of(nfe: int | None = None, **options):
         return open_session(
-            args.model, args.device, nfe=nfe, threads=args.threads, runtime=args.runtime
+            args.model, args.device, nfe=nfe, threads=args.threads, runtime=args.runtime, **options
         )
 
     fps = {str(nfe): engine.measure_fps(session_of(nfe)) for nfe in FPS_NFE}
@@ -51,13 +54,20 @@ def run(args: argparse.Namespace) -> tuple[dict, list]:
         rows += _speedup(session, content)
         if session.device == "cpu" and args.runtime == "torch":
             rows += _overlap(session, content)
+        rows += _switch(session_of, content, args.runtime)
     if args.soak:
         session = session_of()
-        with tqdm(total=args.soak, unit="chunk") as bar:
-            content["soak"] = engine.soak(session, args.soak, lambda done: bar.update(done - bar.n))
-        rows.append(("soak, time ratio", f"{content['soak']['time_ratio']:.3f}"))
-        growth = content["soak"]["memory_growth_bytes"] / 2**20
-        rows.append(("soak, memory growth", f"{growth:.1f} MiB"))
+        gc.collect()  # what the measurements above leave must not fall to the soak
+        with tqdm(total=args.soak, desc="soak", unit="chunk", mininterval=1.0) as bar:
+            soak = engine.soak(session, args.soak, lambda done: bar.update(done - bar.n))
+        content["soak"] = soak
+        low, high = sorted(soak["load"])
+        rows += [
+            ("soak, time ratio", f"{soak['time_ratio']:.3f} ({soak['cpu_time_ratio']:.3f} in the "
+             f"processor's time; load {low:.1f} to {high:.1f})"),
+            ("soak, memory growth", f"{soak['memory_growth_bytes'] / 2**20:.1f} MiB, at the end "
+             f"{soak['memory_bytes'] / 2**20:.0f} MiB"),
+        ]  # fmt: skip
     content |= provenance(_config(session, args), None)
     return content, rows
 
@@ -91,6 +101,22 @@ def _speedup(session, content: dict) -> list[tuple[str, object]]:
         ("  a chunk of 3 latents", f"{figures['cached_ms']:.0f} ms, recomputing "
          f"{figures['recompute_ms']:.0f} ms (4 NFE, window of 5 chunks)"),
         ("  both ways", f"{agree}: difference {figures['difference']:.1g} in float32, masked"),
+    ]  # fmt: skip
+
+
+def _switch(session_of, content: dict, runtime: str) -> list[tuple[str, object]]:
+    """What a new instruction costs, for each way to take it."""
+    from egoedit_ros.bench.engine import measure_switch
+
+    sessions = {"at_once": session_of(), "recache": session_of(recache=True)}
+    if runtime == "torch":
+        sessions["blend"] = session_of(blend_chunks=BLEND_CHUNKS)
+    figures = measure_switch(sessions)
+    content["instruction_switch"] = figures | {"blend_chunks": BLEND_CHUNKS}
+    return [
+        ("a new instruction", f"{figures['text_ms']:.0f} ms for its text; then the chunk, of "
+         f"{figures['chunk_ms']:.0f} ms, takes longer by"),
+        *((f"  {name.replace('_', ' ')}", f"{figures[f'{name}_ms']:.0f} ms") for name in sessions),
     ]  # fmt: skip
 
 

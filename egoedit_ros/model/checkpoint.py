@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import build_autoencoder
 from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.memory import require_memory
+from egoedit_ros.model.tensor_files import FLOATS
 from egoedit_ros.model.transformer import Transformer
 
 PARTS = ("transformer", "autoencoder")
@@ -48,6 +50,12 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, assign: bool
             if names
         ]
         raise UserError(f"{path} is of another model: {'; '.join(parts)}")
+    kind = next((v.dtype for v in tensors.values() if v.dtype not in FLOATS), None)
+    if kind is not None:
+        raise UserError(
+            f"{path} holds weights as {str(kind).removeprefix('torch.')}; use a checkpoint in "
+            "float16, bfloat16 or float32"
+        )
     bad = next((k for k, v in tensors.items() if not torch.isfinite(v).all()), None)
     if bad is not None:
         raise UserError(f"{path} holds NaN or infinity in {bad}; use an earlier checkpoint")
@@ -89,9 +97,13 @@ def load_editor(folder: Path) -> tuple[EditorConfig, Transformer, nn.Module]:
     config = read_config(folder)
     with torch.device("meta"):  # so that there are never two copies
         networks = (Transformer(config.transformer), build_autoencoder(config.autoencoder))
+    count = sum(p.numel() for network in networks for p in network.parameters())
+    require_memory(f"{config.name} ({count / 1e9:.2f}B)", 4 * count, "cpu")
     for name, network in zip(PARTS, networks, strict=True):
         path = folder / f"{name}.safetensors"
-        tensors = {k: v.float() for k, v in read_safetensors(path).items()}
+        tensors = {
+            k: v.float() if v.dtype in FLOATS else v for k, v in read_safetensors(path).items()
+        }
         fill(network, tensors, path, assign=True)
         network.eval().requires_grad_(False)
     return config, *networks

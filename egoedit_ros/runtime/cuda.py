@@ -71,6 +71,11 @@ class Context:
 class CudaLane(Lane):
     """A thread with a CUDA stream of its own. Work is queued on it and waited for by events.
 
+    The stream is one that waits for the default stream (PyCUDA's default): an instruction's keys
+    and values are made there, by whoever calls ``set_instruction``. A chunk's tensors go from
+    stream to stream without ``record_stream``: its ChunkWork holds them until emit has waited for
+    the last stream, so the allocator cannot give them away before.
+
     spans: (stage, begin event, end event) of what was queued, for :func:`timeline`.
     """
 
@@ -195,7 +200,6 @@ class GraphBackend(TorchBackend):
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
-        self.name = GraphBackend.name
         self._graphs: dict[tuple, _Captured] = {}
         self._capturing = threading.Lock()  # lanes must not capture at the same time
 

@@ -275,6 +275,8 @@ def measure(model: EditModel, make: MakeSession, seconds: float = 8.0) -> dict:
     """Frames per second, and the first frame as the paper counts it: recording, then editing."""
     from egoedit_ros.bench.engine import INSTRUCTION, measure_first_frame_ms, measure_fps
 
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     session = make(model, 0)
     fps = measure_fps(session, seconds)
     computing = measure_first_frame_ms(session)

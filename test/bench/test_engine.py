@@ -43,9 +43,15 @@ def test_all_figures_are_there(bundle, tmp_path, capfd):
     assert content["edge_nfe"] == 2
     assert content["edge_first_frame_ms"] > 0 and content["edge_memory_bytes"] > 0
     assert content["soak"]["chunks"] == 20 and content["soak"]["time_ratio"] > 0
+    assert content["soak"]["cpu_time_ratio"] > 0 and len(content["soak"]["load"]) == 2
+    switch = content["instruction_switch"]
+    assert {"text_ms", "chunk_ms", "at_once_ms", "recache_ms", "blend_ms"} <= set(switch)
+    assert switch["text_ms"] > 0 and switch["chunk_ms"] > 0
     assert content["overlap"]["best"] in content["overlap"]["fps"]
     assert content["config"]["threads"] == 1 and content["config"]["runtime"] == "torch"
-    out = capfd.readouterr().out
+    out, bar = capfd.readouterr()
+    assert "20/20" in bar  # the soak's progress
+    assert "a new instruction" in out and "recache" in out
     assert "times faster" in out and "agree" in out and "NOT AGREE" not in out
 
 

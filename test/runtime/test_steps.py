@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network in pieces of plain tensors does what the network does."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from runtime_support import SIZE, TEXT, pictures, small_model
 
-from egoedit_ros.runtime.steps import PieceSession, TorchBackend
+from egoedit_ros.model.autoencoder import build_autoencoder
+from egoedit_ros.model.config import AutoencoderConfig
+from egoedit_ros.runtime.steps import STEP, PieceSession, TorchBackend, pieces_of
 from egoedit_ros.stream.edit_session import EditSession
 
 
@@ -33,6 +37,18 @@ def test_a_session_in_pieces_equals_the_session(window, sink, chunk_latents):
     for a, b in zip(got, wanted, strict=True):
         assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
     assert any((b.mask > 0).any() for b in wanted)  # so that there is something to compare
+
+
+def test_an_autoencoder_with_a_past_of_its_own_stays_as_it_is():
+    tiny = AutoencoderConfig(kind="taehv", latent_channels=8)
+    model = small_model()
+    config = dataclasses.replace(model.config, autoencoder=tiny)
+    network = build_autoencoder(tiny).eval().requires_grad_(False)
+    model = dataclasses.replace(model, config=config, autoencoder=network)
+    assert pieces_of(model) == (STEP,)
+    session = PieceSession(model, lambda s: TorchBackend(s.model, s.grid), SIZE)
+    for a, b in zip(_stream(session, 3), _stream(EditSession(model, SIZE), 3), strict=True):
+        assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
 
 
 def test_it_starts_anew_and_takes_new_instructions():
