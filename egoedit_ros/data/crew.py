@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty
@@ -23,6 +24,7 @@ class _Failure:
 
 
 def _run(work: Work, setting: Any, jobs: list, queue: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     try:
         work(setting, jobs, queue.put)
     except UserError as error:

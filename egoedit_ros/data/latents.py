@@ -172,6 +172,12 @@ class LatentFolder(Sequence[LatentClip]):
     def __iter__(self) -> Iterator[LatentClip]:
         return (self[i] for i in range(len(self)))
 
+    def shape(self) -> str:
+        """Sizes that all clips to be trained on together share, of the first: for people."""
+        clip = self.arrays(0)
+        latents, text = clip.latents.shape[3:], clip.text.shape[1:]
+        return " and ".join("x".join(map(str, sizes)) for sizes in (latents, text))
+
     @property
     def stems(self) -> list[str]:
         """The clips' numbers, as in their names."""

@@ -10,6 +10,7 @@ source every clip comes once before any comes again.
 from __future__ import annotations
 
 import multiprocessing as mp
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +67,8 @@ class Drawn:
 
 
 class Mixture:
-    """The samples of several sources. Raises UserError for a source that has nothing."""
+    """The samples of several sources. Raises UserError for a source that has nothing, and where
+    latents or texts are of different sizes."""
 
     def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
         if not sources:
@@ -74,6 +76,13 @@ class Mixture:
         self.sources, self.seed = tuple(sources), seed
         self.folders = [LatentFolder(s.latents, s.tasks, s.share) for s in self.sources]
         self.counts = _counts([s.weight for s in self.sources])
+        shapes = [folder.shape() for folder in self.folders]
+        for source, shape in zip(self.sources, shapes, strict=True):
+            if shape != shapes[0]:
+                raise UserError(
+                    f"{source.latents} has latents and texts of {shape}, "
+                    f"{self.sources[0].latents} of {shapes[0]}; encode all of one size, alike"
+                )
 
     def draw(self, number: int) -> Drawn:
         """The ``number``-th sample from 0 on."""
@@ -131,6 +140,7 @@ def _permutation(seed: int, source: int, turn: int, length: int) -> tuple[int, .
 
 def _read(mixture: Mixture, asked: tuple, first: int, step: int, out: Any) -> None:
     """A reading process: every ``step``-th batch from ``first`` on, as numpy arrays."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     size, stop, frames, rank, count = asked
     for index in range(first, stop, step):
         numbers = range(index * size + rank, (index + 1) * size, count)

@@ -139,6 +139,16 @@ def test_missing_and_damaged_folders_are_named(tmp_path):
         Mixture([])
 
 
+def test_sources_of_different_sizes_are_refused(tmp_path):
+    make(tmp_path / "a", [1])
+    clip = latent_clip(2)
+    large = LatentClip(clip.latents.repeat(1, 1, 1, 1, 2, 2), clip.edited, clip.text)
+    (tmp_path / "b").mkdir()
+    write_latents(tmp_path / "b", {"00000002": large}, {"00000002": ["do", "do"]}, False)
+    with pytest.raises(UserError, match="b has latents and texts of 4x4x4 and 2x8, .*4x2x2"):
+        Mixture([Source(tmp_path / name, 1) for name in "ab"])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_goes_bad_during_training_is_one_line(tmp_path, workers):
     folder = make(tmp_path / "a", [1, 2])

@@ -85,7 +85,17 @@ _CANONICAL_LIGHT = {
 }
 SLEEVE = (0.25, 0.35, 0.62)
 BESIDE = {"right": (0.11, 0), "left": (-0.11, 0), "behind": (0, 0.11), "front": (0, -0.11)}
-FREE_SPOTS = ((-0.12, 0.10), (0.08, 0.12), (-0.02, 0.12), (-0.14, -0.03), (0.05, -0.06), (-0.05, 0))
+FREE_SPOTS = (
+    (-0.12, 0.10),
+    (0.08, 0.12),
+    (-0.02, 0.12),
+    (-0.14, -0.03),
+    (0.05, -0.06),
+    (-0.05, 0),
+    (-0.17, 0.06),
+    (-0.05, -0.1),
+    (0.12, 0.03),
+)
 TABLE = ((-0.17, 0.13), (-0.10, 0.17))  # where things can be seen: x and y, from and to (m)
 STYLES = tuple(r for r in RECIPES.values() if r.task in ("stylize", "grade"))
 
@@ -178,16 +188,25 @@ def _add(
     return Edit("", finish(rng, text), -1, None, more=((len(scene.things), new),))
 
 
+def _moments(scene: Scene) -> tuple[float, float, float]:
+    """Times (s) that stand for a clip of about a second."""
+    return scene.start, scene.start + 0.4, scene.start + 0.8
+
+
 def _is_free(scene: Scene, spot: tuple[float, float]) -> bool:
+    """Whether nothing stands, or is carried past, within 10 cm."""
+    taken = [(t.x, t.y) for i, t in enumerate(scene.things) if i != scene.held]
+    if scene.held >= 0:
+        taken += [tuple(thing_at(scene, scene.held, at)[0][:2]) for at in _moments(scene)]
     inside = all(low <= at <= high for at, (low, high) in zip(spot, TABLE, strict=True))
-    apart = [(spot[0] - t.x) ** 2 + (spot[1] - t.y) ** 2 for t in scene.things]
+    apart = [(spot[0] - x) ** 2 + (spot[1] - y) ** 2 for x, y in taken]
     return inside and min(apart) >= 0.1**2
 
 
 def _times_seen(scene: Scene, spot: tuple[float, float]) -> int:
     """At how many of three times a thing there is in the picture, not behind arm or held thing."""
     target, seen = np.array([*spot, 0.05]), 0
-    for time in (scene.start, scene.start + 0.4, scene.start + 0.8):
+    for time in _moments(scene):
         eye, turn = camera_at(scene, time)
         x, y, z = turn.T @ (target - eye)
         reach = np.tan(np.radians(scene.camera["fovy"]) / 2)
