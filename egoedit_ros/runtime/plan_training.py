@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.config import EditorConfig, TransformerConfig
 from egoedit_ros.model.transformer import Transformer, split_heads
-from egoedit_ros.runtime.plan import FUSED, META, forward_work
+from egoedit_ros.runtime.plan import META, forward_work
 from egoedit_ros.runtime.roofline import Device, Work
 
 # Backward is twice the forward's products; recomputing runs the forward once more.
@@ -135,9 +135,12 @@ class StepPlan:
 
 
 def plan_step(
-    config: EditorConfig, stage: Stage, device: Device, cluster: Cluster, fused: float = FUSED
+    config: EditorConfig, stage: Stage, device: Device, cluster: Cluster, fused: float = 1.0
 ) -> StepPlan:
-    """A step of ``stage``. Raises UserError where the batch cannot be shared evenly."""
+    """A step of ``stage``. Raises UserError where the batch cannot be shared evenly.
+
+    fused: share of the element-wise work that a compiler leaves; training compiles nothing.
+    """
     if cluster.gpus < 1 or stage.batch % cluster.gpus:
         raise UserError(
             f"a batch of {stage.batch} ({stage.name}) cannot be shared by {cluster.gpus} GPUs; "
