@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from egoedit_ros.cli.common import positive_number
@@ -31,5 +32,6 @@ def run(args: argparse.Namespace) -> int:
         made = run_stage(args.stage, recipe, str(args.config), args.minutes)
     finally:
         leave()
-    print(made)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first
+        print(made)
     return 0

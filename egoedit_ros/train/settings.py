@@ -61,6 +61,11 @@ class TrainSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{name} is {value!r}; it must be a whole number from {least} up")
+        for name in ("lr", "critic_lr", "weight_decay", "clip", "ema", "minutes", "muon_times"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+                # YAML takes 1e-5 for text and 1.0e-5 for a number.
+                raise UserError(f"{name} is {value!r}; it must be a number, such as 0.00001")
         for name, known in (("optimizer", ("adamw", "muon")), ("schedule", ("cosine", "constant"))):
             if getattr(self, name) not in known:
                 raise UserError(

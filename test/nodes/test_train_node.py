@@ -27,7 +27,7 @@ from egoedit_ros.nodes import qos
 from egoedit_ros.nodes.train_node import TOPIC_STATUS, TrainNode
 from egoedit_ros.train.states import read_meta
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240.0

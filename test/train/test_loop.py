@@ -249,6 +249,7 @@ def test_samples_at_intervals(tmp_path):
         ({"schedule": "flat"}, "schedule is 'flat'"),
         ({"save_every": 0}, "save_every is 0; it must be a whole number from 1 up"),
         ({"lora": -1}, "lora is -1"),
+        ({"critic_lr": "4e-7"}, "critic_lr is '4e-7'; it must be a number"),
     ],
 )
 def test_settings_that_mean_nothing(tmp_path, more, says):

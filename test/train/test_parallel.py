@@ -20,6 +20,8 @@ from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import Group
 from egoedit_ros.train.stages import run_stage
 
+# The first test waits for all runs, on machines of any speed.
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 # What torchrun's processes do, several stages in one start.
 SCRIPT = """
@@ -64,7 +66,7 @@ def _two(work):
         )
     try:
         for process in crew:
-            _, errors = process.communicate(timeout=270)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in crew:

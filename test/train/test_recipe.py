@@ -16,6 +16,8 @@ from egoedit_ros.data.clip import StoredClip, write_stored
 from egoedit_ros.errors import UserError
 from egoedit_ros.train.stages import STAGES, read_recipe, recipe_config, run_stage
 
+# The first test waits for all stages, on machines of any speed.
+pytestmark = pytest.mark.timeout(900)
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "train"
 TRAINED = ("autoencoder", "flow", "dmd", "causal", "self_forcing", "decoder")
 
