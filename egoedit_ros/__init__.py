@@ -4,6 +4,6 @@
 import os
 
 # OpenMP's threads spin while they wait, and on cores that other processes want too (a camera, a
-# recorder) they then wait for one another: measured on two busy cores, a chunk took three times as
-# long. It is read when torch is loaded, so it has to stand before; child processes inherit it.
+# recorder) they then wait for one another: docs/runtime.md has what was measured. It is read when
+# torch is loaded, so it has to stand before; child processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
