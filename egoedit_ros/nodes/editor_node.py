@@ -30,6 +30,7 @@ from egoedit_ros.nodes import parameters, qos
 from egoedit_ros.nodes.lifecycle import ManagedNode
 from egoedit_ros.nodes.output import EditedPublisher
 from egoedit_ros.nodes.parameters import EDITOR_PARAMETERS
+from egoedit_ros.nodes.raw_image import RawImage, read_image
 from egoedit_ros.nodes.reports import EditorReports
 from egoedit_ros.nodes.running import run_node
 from egoedit_ros.stream import names
@@ -212,6 +213,7 @@ class EditorNode(ManagedNode):
             profile,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=warn),
             qos_overriding_options=qos.overridable(),
+            raw=not compressed,
         )
         info = self.create_subscription(
             CameraInfo,
@@ -236,11 +238,20 @@ class EditorNode(ManagedNode):
             ),
         ]
 
-    def _on_image(self, message: Image | CompressedImage, info: dict) -> None:
+    def _on_image(self, message: bytes | CompressedImage, info: dict) -> None:
         arrival_ns, wall_ns = time.perf_counter_ns(), time.time_ns()
         self._count_lost(info.get("publication_sequence_number") or 0)
+        size = None
+        if isinstance(message, bytes):
+            try:
+                message = read_image(message)
+            except UserError as error:
+                self.worker.intake.counters.came_in()
+                self.worker.intake.counters.drop("error")
+                self.warn_at_times("frame dropped", f"frame dropped: {error}")
+                return
+            size = (message.width, message.height)
         stamp = message.header.stamp
-        size = (message.width, message.height) if isinstance(message, Image) else None
         broken = self.worker.intake.offer(
             stamp.sec * 1_000_000_000 + stamp.nanosec,
             message,
@@ -302,7 +313,7 @@ class EditorNode(ManagedNode):
 
     def _decode(self, arrival: Arrival) -> Frame:
         message = arrival.message
-        read = to_rgb if isinstance(message, Image) else compressed_to_rgb
+        read = to_rgb if isinstance(message, RawImage) else compressed_to_rgb
         return Frame(
             arrival.stamp_ns,
             read(message),
