@@ -59,14 +59,14 @@ def encode_clip(model: nn.Module, clip: StoredClip, config: EditorConfig) -> Lat
 
 def _encode_edge(model: EdgeAutoencoder, videos: list[np.ndarray]) -> Tensor:
     """``[V, F, C, h, w]``: all latent frames at once, since each is coded by itself."""
-    dtype, groups = model.encoder_in.weight.dtype, [latent_frames(v) for v in videos]
-    first = torch.cat([to_pixels(g[0]) for g in groups])
-    coded = model.encode(first.to(dtype)).latents.unsqueeze(1)
-    if len(groups[0]) == 1:  # a picture
-        return coded
-    rest = torch.cat([to_pixels(f) for g in groups for f in g[1:]])
-    rest = model.encode(rest.to(dtype)).latents.unflatten(0, (len(groups), -1))
-    return torch.cat([coded, rest], dim=1)
+    like, groups = model.encoder_in.weight, [latent_frames(v) for v in videos]
+    first = torch.cat([to_pixels(g[0]) for g in groups]).to(like.device, like.dtype)
+    coded = model.encode(first).latents.unsqueeze(1)
+    if len(groups[0]) > 1:  # not a picture
+        rest = torch.cat([to_pixels(f) for g in groups for f in g[1:]])
+        rest = model.encode(rest.to(like.device, like.dtype)).latents
+        coded = torch.cat([coded, rest.unflatten(0, (len(groups), -1))], dim=1)
+    return coded.cpu()
 
 
 def _encode_stream(model: nn.Module, videos: list[np.ndarray]) -> Tensor:
@@ -88,24 +88,32 @@ def edited_cells(source: np.ndarray, target: np.ndarray, cell: int = 8) -> Tenso
     return torch.from_numpy(frames.reshape(f, h // cell, cell, w // cell, cell).any((2, 4)))
 
 
-def load_frozen(path: Path, config: EditorConfig) -> nn.Module:
-    """The trained autoencoder in what the CPU is fast at; a folder is Wan's, in float32."""
+def load_frozen(path: Path, config: EditorConfig, device: str = "cpu") -> nn.Module:
+    """The trained autoencoder, on a CPU in what that is fast at; a folder is Wan's, in float32."""
     if config.autoencoder.kind != "edge":
         from egoedit_ros.model.wan_autoencoder import read_wan_autoencoder
 
         if not path.is_dir():
             raise UserError(f"{config.name} needs Wan's autoencoder; {path} is no vae folder")
-        return read_wan_autoencoder(path)
+        return read_wan_autoencoder(path, device=device)
     model = EdgeAutoencoder(config.autoencoder).eval().requires_grad_(False)
     fill(model, read_safetensors(path), path)
-    return model.place(torch.device("cpu"), best_dtype())
+    return model.place(torch.device(device), best_dtype() if device == "cpu" else torch.float32)
 
 
-def _encode(setting: tuple[Path, EditorConfig, Path, bool], jobs: list[list[Path]], put) -> None:
+def _devices() -> list[str]:
+    """Where to encode: all GPUs, or else the CPU."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+
+
+def _encode(
+    setting: tuple[Path, EditorConfig, Path, bool], jobs: list[tuple[list[Path], str]], put
+) -> None:
     checkpoint, config, output, sharded = setting
     torch.set_num_threads(1)
-    model = load_frozen(checkpoint, config)
-    for paths in jobs:
+    model = load_frozen(checkpoint, config, jobs[0][1])
+    for paths, _ in jobs:
         items, texts = {}, {}
         for path in paths:
             clip = read_clip(path)
@@ -123,9 +131,10 @@ def cache_latents(
     workers: int | None = None,
     shard: int = 1,
 ) -> Iterator[tuple[int, int]]:
-    """Encode every training clip that is not in ``output`` yet, on all cores; yields (done, of).
+    """Encode every training clip that is not in ``output`` yet; yields (done, of).
 
-    shard: clips to a file; 1 writes a file for each. Raises UserError when a process dies; what was
+    On all GPUs, a process each, or else on all cores; workers: at most so many processes. shard:
+    clips to a file; 1 writes a file for each. Raises UserError when a process dies; what was
     written is kept, and the same command goes on from there.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -140,7 +149,12 @@ def cache_latents(
     yield made, len(paths)
     if not missing:
         return
-    jobs = [missing[i : i + shard] for i in range(0, len(missing), shard)]
+    devices = _devices()
+    if devices != ["cpu"]:
+        workers = min(workers or len(devices), len(devices))
+    parts = [missing[i : i + shard] for i in range(0, len(missing), shard)]
+    # A process takes every workers-th part, so that all of its parts have one device.
+    jobs = [(part, devices[i % (workers or 1) % len(devices)]) for i, part in enumerate(parts)]
     setting = (checkpoint, config, output, shard > 1)
     for count in run_crew(_encode, setting, jobs, workers, "encoding"):
         made += count

@@ -12,7 +12,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -195,24 +196,20 @@ class Trainer:
         part.set_rate(rate)
         dtype = best_dtype(device)
         mixed = settings.bf16 and dtype is torch.bfloat16
-        try:
-            # No kept casts where one step computes with and without gradient: a cast made without
-            # would be used with, and the gradient lost.
-            keep = len(self.parts) == 1
-            with torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=keep):
-                loss, report = part.step(rng, noise)
-            numbers = self.group.mean({"loss": loss} | report)
-            if not math.isfinite(numbers["loss"]):
-                raise self._no_number(f"the loss is {numbers['loss']}")
-            part.zero_grad()
+        # No kept casts where one step computes with and without gradient: a cast made without
+        # would be used with, and the gradient lost.
+        keep = len(self.parts) == 1
+        with (
+            self._saving_on_failure(),
+            torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=keep),
+        ):
+            loss, report = part.step(rng, noise)
+        numbers = self.group.mean({"loss": loss} | report)
+        if not math.isfinite(numbers["loss"]):
+            raise self._no_number(f"the loss is {numbers['loss']}")
+        part.zero_grad()
+        with self._saving_on_failure():
             loss.backward()
-        except UserError:
-            raise
-        except Exception:
-            # Nothing has been changed yet: what was learnt so far is worth keeping.
-            if self.group.count == 1:
-                self._save()
-            raise
         norm = states.plain(nn.utils.clip_grad_norm_(part.net.parameters(), settings.clip))
         if not math.isfinite(norm):
             raise self._no_number(f"the gradient's norm is {norm}")
@@ -221,6 +218,17 @@ class Trainer:
             self._average()
         row = {"loss": numbers.pop("loss"), "grad_norm": norm, "lr": rate} | numbers
         return {f"critic_{k}" if index else k: v for k, v in row.items()}
+
+    @contextmanager
+    def _saving_on_failure(self) -> Iterator[None]:
+        """Inside, nothing has been changed yet: what was learnt so far is worth keeping."""
+        try:
+            yield
+        except Exception:
+            # The other processes wait elsewhere, and could not take part.
+            if self.done and self.group.count == 1:
+                self._save()
+            raise
 
     def _no_number(self, what: str) -> UserError:
         """Saves weights and batch; the error to raise."""

@@ -187,17 +187,18 @@ def test_a_signal_saves_at_the_end_of_its_step(tmp_path, number):
     assert _same(whole, resumed.run())
 
 
-def test_what_breaks_in_a_step_leaves_what_was_learnt(tmp_path):
+@pytest.mark.parametrize("kind", [RuntimeError, UserError])
+def test_what_breaks_in_a_step_leaves_what_was_learnt(tmp_path, kind):
     trainer = _trainer(tmp_path, 12)
     good = trainer._step
 
     def step(rng, noise):
         if trainer.done == 4:
-            raise RuntimeError("a worker died")
+            raise kind("a worker died")
         return good(rng, noise)
 
     trainer._step = step
-    with pytest.raises(RuntimeError, match="a worker died"):
+    with pytest.raises(kind, match="a worker died"):
         trainer.run()
     assert _trainer(tmp_path, 12).done == 4
 
