@@ -41,7 +41,8 @@ def clip_path(folder: Path, number: int) -> Path:
 
 
 def write_stored(folder: Path, clip: StoredClip) -> Path:
-    """Put a clip in ``folder``, whole or not at all."""
+    """Put a clip in ``folder``, whole or not at all. Raises UserError where it has no room."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = {"source": np.ascontiguousarray(clip.source)}
@@ -56,9 +57,20 @@ def write_stored(folder: Path, clip: StoredClip) -> Path:
     try:
         save_file(arrays, part, metadata={"clip": json.dumps(meta)})
         part.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise cannot_write(path, error) from None
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """What to say when a file of a long work cannot be written: a full disk, most of all."""
+    reason = str(error).rpartition("error: ")[2]
+    return UserError(
+        f"cannot write {path} ({reason}); make room, then run the same command again: what was "
+        "written is kept"
+    )
 
 
 def read_clip(path: Path) -> StoredClip:

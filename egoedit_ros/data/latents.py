@@ -18,6 +18,7 @@ from zlib import crc32
 
 from safetensors import SafetensorError, safe_open
 
+from egoedit_ros.data.clip import cannot_write
 from egoedit_ros.errors import UserError
 
 if TYPE_CHECKING:  # reading processes are ready in a moment, because they need no torch
@@ -108,6 +109,8 @@ def write_latents(
     try:
         save_file(tensors, part, metadata=meta)
         part.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise cannot_write(path, error) from None
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithmic edits of footage, made by processes that may die."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from crew_support import half_then_die, refuse
-from replay_support import picture, write_bag, write_video
+from replay_support import environment, picture, write_bag, write_video
 
 from egoedit_ros.cli.main import main
 from egoedit_ros.data.algorithmic import RECIPES, TASKS, draw_recipes
@@ -138,3 +141,25 @@ def test_a_clip_without_a_hand_and_of_odd_width_comes_back(tmp_path):
         clip = read_clip(tmp_path / f"{number:08d}.safetensors")
         assert np.array_equal(clip.source, frames) and clip.origin == "here"
         assert clip.hand is None if mask is None else np.array_equal(clip.hand, hand)
+
+
+def test_a_file_that_cannot_be_written_is_said_and_leaves_nothing_half(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    write_bag(tmp_path / "bag", 11)
+    code = (
+        "import resource, sys\n"
+        "from egoedit_ros.cli.main import main\n"
+        "if __name__ == '__main__':\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "    sys.exit(main(sys.argv[1:]))"
+    )
+    script = tmp_path / "full.py"
+    script.write_text(code)
+    words = ["data", "algorithmic", tmp_path / "bag", "-o", tmp_path / "out", "--size", "64x48"]
+    made = subprocess.run(
+        [sys.executable, script, *words, "--frames", "5", "--edits", "1", "--workers", "1"],
+        capture_output=True, text=True, timeout=120, env=environment(),
+    )  # fmt: skip
+    last = made.stderr.strip().splitlines()[-1]
+    assert made.returncode == 2 and "cannot write" in last and "make room" in last
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["made.json"]

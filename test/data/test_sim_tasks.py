@@ -10,6 +10,7 @@ import pytest
 from replay_support import ROOT
 
 from egoedit_ros.bench.simulator_metrics import edited_pixels
+from egoedit_ros.cli.main import main
 from egoedit_ros.data.algorithmic import recipe_table
 from egoedit_ros.data.clip import read_clip
 from egoedit_ros.data.sim import wording
@@ -113,8 +114,10 @@ def test_evaluation_takes_turns_and_every_fourth_round_is_unseen():
     assert all(scene.seed >= EVALUATION_SEED for scene, *_ in picks)
 
 
-def test_names_of_tasks_are_read():
+def test_names_of_tasks_are_read(tmp_path, capsys):
     assert parse_tasks("all") == ALL_TASKS and parse_tasks("add, remove,add") == ("add", "remove")
+    assert main(["data", "sim", "-o", str(tmp_path / "out"), "--tasks", "waltz"]) == 2
+    assert "no task 'waltz'" in capsys.readouterr().err and not (tmp_path / "out").exists()
     for text in ("waltz", "", "add,waltz"):
         with pytest.raises(UserError, match="'all' or some of: recolour"):
             parse_tasks(text)
