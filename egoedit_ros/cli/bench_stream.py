@@ -15,12 +15,13 @@ from egoedit_ros.bench.stream_plan import DEFAULT, TEXTS, Plan, hertz
 from egoedit_ros.bench.stream_run import Run
 from egoedit_ros.cli.common import (
     add_model_options,
+    add_switch_options,
     model_size,
     positive_number,
     positive_whole,
     whole,
 )
-from egoedit_ros.cli.graph import Graph
+from egoedit_ros.cli.graph import EXIT_WRONG_INPUT, Graph, NodeDied
 from egoedit_ros.errors import UserError
 
 # What the contract measures ROS itself at.
@@ -37,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="INPUT", help="rosbag2 or video file")
     parser.add_argument("--topic", metavar="NAME", help="image topic of the bag, if it has several")
     add_model_options(parser)
+    add_switch_options(parser)
     parser.add_argument(
         "-i",
         "--instruction",
@@ -83,9 +85,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, list]:
     """Measure. Returns the JSON's content and the rows to print. Raises UserError, NodeDied."""
-    from egoedit_ros.bench.provenance import provenance
     from egoedit_ros.data import cdr
-    from egoedit_ros.data.source import open_source, sha256_of
+    from egoedit_ros.data.source import open_source
 
     plan = _plan(args)
     foreign = bool(args.image_topic or args.output_topic)
@@ -99,13 +100,30 @@ def run(args: argparse.Namespace) -> tuple[dict, list]:
     source.close()
 
     folder = Path(tempfile.mkdtemp(prefix="egoedit_bench_"))
-    bench = _Benchmark(args, folder)
+    try:
+        content = _measure_all(args, plan, folder, compressed, foreign)
+    except NodeDied as death:
+        # What a node said of wrong input is all there is to say; else its log is wanted.
+        if death.code == EXIT_WRONG_INPUT:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return content, _rows(content)
+
+
+def _measure_all(
+    args: argparse.Namespace, plan: Plan, folder: Path, compressed: bool, foreign: bool
+) -> dict:
+    """The graph, then the baselines; writes the page. Returns the JSON's content."""
+    bench = _Benchmark(args, folder, foreign)
     texts = list(args.instructions or TEXTS)
     common = {"input": str(args.input.resolve()), "topic": args.topic or "", "instructions": texts}
     main = {**common, **_parameters(plan)}
     with bench.bar:
         if foreign:
-            bench.foreign = True
             topics = {"image_topic": args.image_topic, "output_topic": args.output_topic}
             content = bench.measure("graph", None, main | topics)
         else:
@@ -116,14 +134,32 @@ def run(args: argparse.Namespace) -> tuple[dict, list]:
             _baselines(bench, content, common, plan, foreign)
             if not foreign:
                 _direct(bench, content, args, texts[0])
+    _add_conditions(content, args, plan, texts, foreign)
+    if args.html:
+        from egoedit_ros.bench.stream_page import write_page
+
+        write_page(content, bench.runs("graph"), args.html)
+    return content
+
+
+def _add_conditions(
+    content: dict, args: argparse.Namespace, plan: Plan, texts: list[str], foreign: bool
+) -> None:
+    """Put in what every benchmark's file has, and what a report.json has beside its figures."""
+    from egoedit_ros.bench.provenance import provenance
+    from egoedit_ros.data.source import sha256_of
+
+    model = content.pop("model")
     config = {
         "input": str(args.input),
-        "model": None if foreign else content["model"] or args.model,
+        "model": None if foreign else model or args.model,
         "device": content.pop("device"),
         "size": content.pop("output_size"),
         "output_size": args.output_size or "model",
         "chunk_latents": next((f["chunk_latents"] for f in content["fixed"].values()), None),
         "nfe": args.nfe,
+        "recache": args.recache,
+        "blend_chunks": args.blend_chunks,
         "policy": "latest",
         "rates": list(plan.rates),
         "runs": plan.runs,
@@ -132,19 +168,10 @@ def run(args: argparse.Namespace) -> tuple[dict, list]:
         "image_topic": args.image_topic,
         "output_topic": args.output_topic,
     }
-    del content["model"]
     content |= provenance(config, sha256_of(args.input))
     for figures in content["fixed"].values():
-        # What a report.json has beside its figures.
         figures |= {key: config[key] for key in ("model", "device", "size")}
         figures |= {key: content[key] for key in ("host", "versions", "input_sha256")}
-    if args.html:
-        from egoedit_ros.bench.stream_page import write_page
-
-        write_page(content, bench.runs("graph"), args.html)
-    # Only now: what went wrong before left its logs there.
-    shutil.rmtree(folder, ignore_errors=True)
-    return content, _rows(content)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -181,6 +208,8 @@ def _editor(args: argparse.Namespace, compressed: bool, text: str) -> dict[str, 
         "size": f"{size[0]}x{size[1]}" if size else "" if args.model != "null" else "256x192",
         "chunk_latents": args.chunk_latents or 0,
         "nfe": args.nfe or 0,
+        "recache": args.recache,
+        "blend_chunks": args.blend_chunks,
         "policy": "latest",
         "input_transport": "compressed" if compressed else "raw",
         "output_size": args.output_size or "model",
@@ -229,7 +258,13 @@ def _direct(bench: _Benchmark, content: dict, args: argparse.Namespace, text: st
     bench.tell("direct call")
     hz = hertz(rate, content["own_hz"])
     session = open_session(
-        args.model, args.device, model_size(args.size), args.chunk_latents, args.nfe
+        args.model,
+        args.device,
+        model_size(args.size),
+        args.chunk_latents,
+        args.nfe,
+        recache=args.recache,
+        blend_chunks=args.blend_chunks,
     )
     pictures = decoded(load_frames(args.input, args.topic), 300)
     found = direct_latencies(session, pictures, hz, args.seconds, text, args.output_size or "model")
@@ -257,12 +292,12 @@ def _rows(content: dict) -> list[tuple[str, object]]:
 class _Benchmark:
     """Graphs one after the other, each with a benchmark node, under one progress bar."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, folder: Path, foreign: bool) -> None:
         from tqdm import tqdm
 
         self.folder = folder
         self.limit = float(args.limit)
-        self.foreign = False
+        self.foreign = foreign
         self._wait = args.wait
         self.bar = tqdm(total=round(_expected(args)), unit="s", bar_format=_BAR)
         self._began = time.monotonic()
