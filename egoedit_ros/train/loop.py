@@ -170,7 +170,8 @@ class Trainer:
             took = self.group.mean({"s": took})["s"]
             self.elapsed += took
             self._speed = 0.9 * self._speed + 0.1 / took if self._speed else 1 / took
-            loss = row.get("loss", row.get("critic_loss", math.nan))
+            # The same one at every step: a critic's, where there is one.
+            loss = row["critic_loss" if len(self.parts) > 1 else "loss"]
             bar.update(self.done, self.elapsed, loss)
             self._report("running", loss)
             if self.done % settings.log_every == 0:

@@ -17,9 +17,9 @@ from egoedit_ros.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. state: starting, running, saving, done or failed; loss: of the last step;
-    eta_s: seconds left at the present speed, negative where unknown; checkpoint: "" before the
-    first."""
+    """How far a run is. state: starting, running, saving, done or failed; loss: of the last step,
+    the critic's where there is one; eta_s: seconds left at the present speed, negative where
+    unknown; checkpoint: "" before the first."""
 
     stage: str
     state: str
