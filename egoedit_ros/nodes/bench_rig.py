@@ -69,6 +69,7 @@ class BenchRig:
         self._active_ids: set[str] = set()
         self._overhead: list[float] | None = None
         self._sample: bytes | None = None
+        self._stale = False
         self._make_endpoints(image_topic, output_topic)
 
     def _make_endpoints(self, image_topic: str, output_topic: str) -> None:
@@ -161,6 +162,9 @@ class BenchRig:
         run = Run(kind, rate, hertz(rate, self.own_hz))
         if not self._given and self.instructions.get_subscription_count():
             self.instruct()
+        if self._stale:
+            # What the run before lost is not to be counted again.
+            self._next_status()
         before = self.status
         del self._arrived[:], self._latency[:], self._active[:]
         self.usage.start()
@@ -169,8 +173,10 @@ class BenchRig:
             self._until(lambda: self._arrived, self.silence_timeout)
         run.usage = self.usage.stop()
         self._finish(run)
-        if kind != "probe":
-            self._take_last_status(run, before)
+        self._stale = kind == "probe"
+        if not self._stale:
+            self._next_status()
+            self._take_counts(run, before)
         self._collect(run)
         if kind == "warm_up" and not run.edited:
             line = diagnosis.why_silent(
@@ -261,12 +267,15 @@ class BenchRig:
         finally:
             self.node.destroy_client(client)
 
-    def _take_last_status(self, run: Run, before: StreamStatus | None) -> None:
-        """What the editor counted since ``before``, of a status that is younger than the run."""
+    def _next_status(self) -> None:
+        """Wait for what the editor tells of itself once a second, where there is one that does."""
         if self.status is None and not self.node.count_publishers(names.TOPIC_STATUS):
             return
         old, overhead = self.status, self._overhead
         self._until(lambda: self.status is not old and self._overhead is not overhead, STATUS_S)
+
+    def _take_counts(self, run: Run, before: StreamStatus | None) -> None:
+        """What the editor counted since ``before``."""
         after, before = self.status, before or StreamStatus()
         if after is None:
             return
