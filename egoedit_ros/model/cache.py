@@ -110,8 +110,10 @@ class KeyValueCache:
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
             to = None if out is None else torch.view_as_complex(out.unflatten(-1, (-1, 2)))
             return torch.view_as_real(torch.mul(pairs, self._turn[place], out=to)).flatten(-2)
-        turned = rotate(x.transpose(1, 2), self._cos[place], self._sin[place]).transpose(1, 2)
-        return turned if out is None else out.copy_(turned)
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((-second, first), dim=-1).flatten(-2)
+        cos, sin = self._cos[place].unsqueeze(1), self._sin[place].unsqueeze(1)
+        return torch.add(x * cos, turned * sin, out=out)
 
     def _gather(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Rotated keys and values of the past, ``[B, H, N, head_dim]``; made once per chunk."""
