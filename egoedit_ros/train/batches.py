@@ -27,6 +27,11 @@ class FlowData:
     views: ``{weight, batch, frames, crop}`` each, one drawn at every step; without any, the fields
     above are the only one. Crops are quick to learn from; whole frames teach what not to edit.
 
+    anywhere: share of crops that lie anywhere, not around the edit. edit_weights: how often the
+    first, second, ... edit of a clip is drawn; empty, or where a clip has more or fewer: equally.
+    mask_layer: blocks after which a head also predicts where the edit is, its cross-entropy times
+    mask_weight added to the loss; 0: no head.
+
     switched: share of samples whose past shows another edit, or none. text_dropout: share whose
     text is the empty one, so that the network can be guided (CFG). Noise levels are logit-normal
     (noise_mean, noise_std), shifted by noise_shift (None: the editor's), a share of pure_noise at
@@ -40,6 +45,10 @@ class FlowData:
     batch: int = 16
     frames: int = 3
     crop: int = 16
+    anywhere: float = 0.0
+    edit_weights: tuple[float, ...] = ()
+    mask_layer: int = 0
+    mask_weight: float = 0.1
     switched: float = 0.25
     edited_weight: float = 5.0
     views: tuple[dict, ...] = ()
@@ -64,7 +73,7 @@ class FlowData:
                 raise UserError(
                     f"{name} is {getattr(self, name)!r}; use one of: {', '.join(known)}"
                 )
-        for name in ("switched", "text_dropout", "pure_noise", "rough_past"):
+        for name in ("switched", "text_dropout", "pure_noise", "rough_past", "anywhere"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
         known = {f.name for f in fields(self)} | {"weight"}
@@ -189,7 +198,7 @@ def sample_batch(
 
 def _sample(rng: np.random.Generator, clip: LatentClip, data: FlowData) -> tuple[Tensor, ...]:
     """One sample of a clip, as the columns of :class:`Batch`."""
-    mirrored, edit = int(rng.integers(2)), int(rng.integers(clip.text.shape[0]))
+    mirrored, edit = int(rng.integers(2)), _draw_edit(rng, len(clip.text), data.edit_weights)
     video = clip.latents[mirrored]
     first = int(rng.integers(video.shape[1] - data.frames + 1))
     window = slice(first, first + data.frames)
@@ -201,7 +210,10 @@ def _sample(rng: np.random.Generator, clip: LatentClip, data: FlowData) -> tuple
     h, w = video.shape[-2:]
     height, width = (min(data.crop, h), min(data.crop, w)) if data.crop else (h, w)
     if data.crop:
-        top, left = _corner(rng, edited.any(0).numpy(), height, width)
+        there = edited.any(0).numpy()
+        if data.anywhere and rng.random() < data.anywhere:
+            there = np.zeros_like(there)
+        top, left = _corner(rng, there, height, width)
     cut = (window, slice(None), slice(top, top + height), slice(left, left + width))
     return (
         video[0][cut].float(),
@@ -211,6 +223,13 @@ def _sample(rng: np.random.Generator, clip: LatentClip, data: FlowData) -> tuple
         clip.text[edit].float(),
         torch.tensor([top // 2, left // 2]),
     )
+
+
+def _draw_edit(rng: np.random.Generator, edits: int, weights: tuple[float, ...]) -> int:
+    if len(weights) != edits:
+        return int(rng.integers(edits))
+    share = np.array(weights, float)
+    return int(rng.choice(edits, p=share / share.sum()))
 
 
 def _corner(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.checkpoint import fill, read_safetensors
@@ -91,8 +91,12 @@ def flow_loss(
     rng: torch.Generator,
     data: FlowData,
     group: Group | None = None,
+    mask: MaskHead | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of the clean latents or of the velocity, edited cells weighted."""
+    """Mean squared error of the clean latents or of the velocity, edited cells weighted.
+
+    mask: adds its own loss.
+    """
     group = group or Group()
     b, f = batch.source.shape[:2]
     chunk = 1 if data.attention == "bidirectional" else config.chunk_latents
@@ -124,7 +128,10 @@ def flow_loss(
             config.window_chunks if causal else None,
         )
         made = denoise(noisy, sigma)
-    return _weigh(made, batch, level, config, data)
+    loss, report = _weigh(made, batch, level, config, data)
+    if mask is not None:
+        loss = loss + data.mask_weight * mask.loss(batch.edited)
+    return loss, report
 
 
 def _teacher_forced(
@@ -188,6 +195,49 @@ def uses_velocity(config: EditorConfig, loss: str) -> bool:
     return loss == "velocity" or (loss == "auto" and not config.transformer.anchored)
 
 
+class MaskHead(nn.Module):
+    """Reads where the edit is from the tokens after ``layer`` blocks; used in training alone.
+
+    The loss on the latents says little about *which* thing an instruction names; asking for it half
+    way up makes the lower blocks look for it early.
+    """
+
+    def __init__(self, model: Transformer, layer: int) -> None:
+        super().__init__()
+        _, ph, pw = self.patch = model.config.patch
+        dim = model.config.dim
+        self.net = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, ph * pw))
+        self._seen: Tensor | None = None
+        model.blocks[layer - 1].register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self._seen = output
+
+    def loss(self, edited: Tensor) -> Tensor:
+        """Cross-entropy of the last forward pass against ``edited`` [B, F, h, w], 0 or 1.
+
+        Frames before the last F (a clean past) are left out.
+        """
+        seen, self._seen = self._seen, None
+        b, f, h, w = edited.shape
+        _, ph, pw = self.patch
+        logits = self.net(seen[:, -f:].float()).reshape(b, f, h // ph, w // pw, ph, pw)
+        logits = logits.permute(0, 1, 2, 4, 3, 5).reshape(edited.shape)
+        return F.binary_cross_entropy_with_logits(logits, edited)
+
+
+def add_mask_head(model: Transformer, data: FlowData, group: Group) -> MaskHead | None:
+    """Give ``model`` the head that ``data`` asks for. Raises UserError where it cannot be."""
+    if not data.mask_layer:
+        return None
+    if group.count > 1:
+        raise UserError("several processes train without the mask head; leave out mask_layer")
+    if not 0 < data.mask_layer <= len(model.blocks):
+        raise UserError(f"mask_layer is {data.mask_layer}; the network has {len(model.blocks)}")
+    model.training_head = MaskHead(model, data.mask_layer).to(group.device)
+    return model.training_head
+
+
 def start_small(model: Transformer) -> None:
     """Zero the output and the gates' offsets, so that training starts at "change nothing"."""
     torch.nn.init.zeros_(model.proj_out.weight)
@@ -223,6 +273,7 @@ def train_flow(
     config = settings.editor
     group = join(settings.device)
     model = new_transformer(config, start, group)
+    mask = add_mask_head(model, data, group)
     clips = open_clips(data, settings.seed, group)
     empty = empty_text(config) if data.text_dropout else None
     seen: list[Batch] = []
@@ -232,7 +283,7 @@ def train_flow(
         if isinstance(clips, Mixed):
             clips.go_to(trainer.done)
         seen[:] = [sample_batch(rng, clips, view, group, empty)]
-        return flow_loss(model, config, seen[0], noise, view, group)
+        return flow_loss(model, config, seen[0], noise, view, group, mask)
 
     trainer = Trainer(
         model,

@@ -33,6 +33,10 @@ from egoedit_ros.train.watch import Bar, Curves, Progress, signals_at_step_ends
 __all__ = ["Critic", "Step", "TrainSettings", "Trainer"]
 
 
+# Parts of a network under this name help to train it; a checkpoint has none of them.
+TRAINING_ONLY = "training_head."
+
+
 class Trainer:
     """Runs ``step`` until the end and leaves ``<stage>.safetensors`` (EMA weights) whole.
 
@@ -302,9 +306,11 @@ class Trainer:
         full = meta | {"elapsed": str(self.elapsed)}
         full |= {"settings": json.dumps(self._facts, default=str)}
         if self.group.count == 1:
-            state = self._state(averaged=bool(self.settings.lora))
-            weights = (self.checkpoint, merged(self.averaged), meta)
-            states.write_together([weights, (self.state, state, full)])
+            weights = merged(self.averaged)
+            helping = [k for k in weights if k.startswith(TRAINING_ONLY)]
+            state = self._state(averaged=bool(self.settings.lora or helping))
+            weights = {k: v for k, v in weights.items() if k not in helping}
+            states.write_together([(self.checkpoint, weights, meta), (self.state, state, full)])
         else:
             states.save_shards(self.state, self._state(True), full, self.group.rank)
             weights = {k: states.whole(v) for k, v in self.averaged.state_dict().items()}

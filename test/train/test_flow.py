@@ -2,6 +2,7 @@
 """Teacher forcing shows a noisy chunk exactly what the cache shows it in a stream."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from egoedit_ros.model.config import TransformerConfig
 from egoedit_ros.model.transformer import Transformer, token_grid
 from egoedit_ros.train.batches import FlowData, open_clips, sample_batch
 from egoedit_ros.train.flow import (
+    add_mask_head,
     draw_sigma,
     empty_text,
     flow_loss,
@@ -171,13 +173,15 @@ def test_two_processes_share_one_batch():
         draw(Group(0, 3))
 
 
-@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
-def test_a_stage_trains_and_resumes_exactly(tmp_path, attention):
+@pytest.mark.parametrize(
+    ("attention", "mask_layer"), [("bidirectional", 0), ("causal", 0), ("causal", 1)]
+)
+def test_a_stage_trains_and_resumes_exactly(tmp_path, attention, mask_layer):
     from safetensors.torch import load_file
 
     data = FlowData(
         cache_clips(tmp_path / "latents"), batch=2, frames=2, crop=4, attention=attention,
-        text_dropout=0.3,
+        text_dropout=0.3, mask_layer=mask_layer, anywhere=0.3,
     )  # fmt: skip
 
     def settings(folder, steps):
@@ -191,6 +195,8 @@ def test_a_stage_trains_and_resumes_exactly(tmp_path, attention):
     resumed = load_file(train_flow(settings("b", 6), data))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert whole["proj_out.weight"].abs().max() > 0
+    # What only helps to train is no part of the network that comes out.
+    assert whole.keys() == Transformer(TINY.transformer).state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -207,6 +213,49 @@ def test_a_stage_trains_and_resumes_exactly(tmp_path, attention):
 def test_data_settings_that_mean_nothing(more, says):
     with pytest.raises(UserError, match=says):
         _loss(**more)
+
+
+def test_the_mask_head_learns_where_the_edit_is():
+    torch.manual_seed(0)
+    net = Transformer(TINY.transformer)
+    data = FlowData(Path(), batch=4, frames=1, crop=0, mask_layer=1)
+    head = add_mask_head(net, data, Group())
+    batch = sample_batch(np.random.default_rng(0), [make_clip(1), make_clip(2)], data)
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    losses = []
+    for _ in range(40):
+        flow_loss(net, TINY, batch, torch.Generator().manual_seed(0), data, mask=head)
+        flow_loss(net, TINY, batch, torch.Generator().manual_seed(0), data)  # is another forward
+        losses.append(head.loss(batch.edited))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_edits_are_drawn_as_often_as_asked_and_crops_lie_anywhere():
+    clip = make_clip(1)
+    rng = np.random.default_rng(0)
+    data = FlowData(Path(), batch=60, frames=1, crop=4)
+    edits = len(clip.text)
+    only = dataclasses.replace(data, edit_weights=(*[0.0] * (edits - 1), 1.0))
+    assert torch.equal(
+        sample_batch(rng, [clip], only).text, clip.text[-1].float().expand(60, -1, -1)
+    )
+    clip.edited[:] = False
+    clip.edited[..., 0, 0] = True
+    around = sample_batch(rng, [clip], data).corners
+    anywhere = sample_batch(rng, [clip], dataclasses.replace(data, anywhere=1.0)).corners
+    assert around.max() == 0
+    assert anywhere.max() > 0
+
+
+@pytest.mark.parametrize("mask_layer", [-1, 99])
+def test_a_mask_head_after_no_block_is_refused(mask_layer):
+    with pytest.raises(UserError, match=f"mask_layer is {mask_layer}"):
+        add_mask_head(
+            Transformer(TINY.transformer), FlowData(Path(), mask_layer=mask_layer), Group()
+        )
 
 
 def test_short_clips_are_left_out_and_missed_when_all_are_short(tmp_path):
