@@ -102,10 +102,10 @@ class KeyValueCache:
         return sum(t.nbytes for t in (*self._keys, *self._values, *sight))
 
     def turn(self, x: Tensor, chunk: int, out: Tensor | None = None) -> Tensor:
-        """Rotate queries or keys ``[B, T, H, head_dim]`` of a chunk's tokens to the place that is
-        ``chunk`` chunks after the oldest in sight."""
-        count = self.chunk * self.tokens
-        place = slice(chunk * count, (chunk + 1) * count)
+        """Rotate queries or keys ``[B, T, H, head_dim]`` of one or more chunks' tokens to the place
+        that is ``chunk`` chunks after the oldest in sight."""
+        begin = chunk * self.chunk * self.tokens
+        place = slice(begin, begin + x.shape[1])
         if self._turn is not None:
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
             to = None if out is None else torch.view_as_complex(out.unflatten(-1, (-1, 2)))
@@ -124,15 +124,26 @@ class KeyValueCache:
             for ring_k, ring_v, (keys, values) in zip(
                 self._keys, self._values, self._sight, strict=True
             ):
-                for place, slot in enumerate(self._order):
-                    here = slice(place * count, (place + 1) * count)
-                    self.turn(ring_k[slot], place, keys[:, here])
-                    values[:, here].copy_(ring_v[slot])
+                for place, slots in self._runs():
+                    k, v = (r[slots].transpose(0, 1).flatten(1, 2) for r in (ring_k, ring_v))
+                    here = slice(place * count, place * count + k.shape[1])
+                    self.turn(k, place, keys[:, here])
+                    values[:, here].copy_(v)
             end = len(self._order) * count
             self._past = [
                 (k[:, :end].transpose(1, 2), v[:, :end].transpose(1, 2)) for k, v in self._sight
             ]
         return self._past[layer]
+
+    def _runs(self) -> list[tuple[int, slice]]:
+        """The slots in sight as few slices of the ring, each with its place in the order."""
+        runs: list[tuple[int, slice]] = []
+        for place, slot in enumerate(self._order):
+            if runs and runs[-1][1].stop == slot:
+                runs[-1] = (runs[-1][0], slice(runs[-1][1].start, slot + 1))
+            else:
+                runs.append((place, slice(slot, slot + 1)))
+        return runs
 
     @property
     def place(self) -> int:
