@@ -33,12 +33,13 @@ def main(output: Path, logs: list[Path]) -> None:
     for row, log in zip(axes, logs, strict=True):
         entries = [json.loads(line) for line in log.read_text().splitlines()]
         minutes = np.array([e["seconds"] for e in entries]) / 60
-        stage = log.name.split(".")[0]
+        name_of_log = log.name.split(".")[0]
+        stage = name_of_log.removeprefix("more_")
         for axis, name in zip(row, SHOWN.get(stage.split("_")[0], ("loss",)), strict=False):
             values = np.array([e[name] for e in entries])
             axis.plot(minutes, values, color="#9bb7d4", linewidth=0.7)
             axis.plot(minutes, smooth(values), color="#1f4e79", linewidth=1.8)
-            axis.set_title(f"{stage}: {name.replace('_', ' ')}", fontsize=10)
+            axis.set_title(f"{name_of_log}: {name.replace('_', ' ')}", fontsize=10)
             axis.set_xlabel("minutes on two cores")
             axis.grid(alpha=0.25)
             if name == "loss":

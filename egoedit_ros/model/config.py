@@ -63,7 +63,9 @@ class EditorConfig:
 
     size: (width, height) in pixels. window_chunks: chunks of clean past that attention sees beside
     the current one. sink_chunks: first chunks of the stream that are never forgotten. shift:
-    sigma' = shift * sigma / (1 + (shift - 1) * sigma). strength: the noise to start from, before
+    sigma' = shift * sigma / (1 + (shift - 1) * sigma). nfe: steps a chunk; ``edge`` is best in one:
+    what it is asked for has one right answer, and it is too small to sharpen that in later steps
+    (docs/training.md). strength: the noise to start from, before
     the shift; below 1 the edit starts from the noised source, which gives a text-to-video model
     (that has never seen a source) something to keep. text_encoder: see
     :func:`~egoedit_ros.model.text.get_text_encoder`; text_folder: where its weights are.
@@ -74,7 +76,7 @@ class EditorConfig:
     chunk_latents: int = 1
     window_chunks: int = 2
     sink_chunks: int = 0
-    nfe: int = 2
+    nfe: int = 1
     shift: float = 5.0
     fps: float = 16.0
     strength: float = 1.0
