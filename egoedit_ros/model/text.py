@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,12 +50,29 @@ class MiniLM:
     @torch.no_grad()
     def __call__(self, text: str) -> Tensor:
         ids = self._tokenizer.encode(text).ids
+        model = self._model.to("cpu")
         with torch.autocast("cpu", enabled=False):
-            hidden = self._model(
+            hidden = model(
                 input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long()
             ).last_hidden_state[0]
         out = torch.zeros(self.length, hidden.shape[-1])
         out[: len(ids)] = hidden
+        return out
+
+    @torch.no_grad()
+    def many(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Embeddings ``[n, length, 384]`` of texts on ``device``, where the encoder then stays."""
+        coded = [self._tokenizer.encode(text).ids for text in texts]
+        longest = max(len(ids) for ids in coded)
+        ids = torch.zeros(len(coded), longest, dtype=torch.long)
+        known = torch.zeros(len(coded), longest, dtype=torch.long)
+        for row, some in enumerate(coded):
+            ids[row, : len(some)], known[row, : len(some)] = torch.tensor(some), 1
+        ids, known = ids.to(device), known.to(device)
+        with torch.autocast(device.type, enabled=False):
+            hidden = self._model.to(device)(input_ids=ids, attention_mask=known).last_hidden_state
+        out = torch.zeros(len(coded), self.length, hidden.shape[-1], device=device)
+        out[:, :longest] = hidden * known.unsqueeze(-1)
         return out
 
 

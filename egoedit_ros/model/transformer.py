@@ -55,17 +55,15 @@ class Rotary(nn.Module):
         self.theta = config.rope_theta
 
     def angles(self, t: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """cos, sin ``[F*S, head_dim]`` of frame positions t [F] and token positions y, x [S]."""
-        frames, tokens = len(t), len(y)
+        """cos, sin ``[..., F*S, head_dim]`` of frame positions t [F] and token positions y, x
+        ``[..., S]``."""
+        y, x = y.unsqueeze(-2), x.unsqueeze(-2)
+        shape = (*y.shape[:-2], len(t), y.shape[-1])
         parts = []
-        for dim, place in zip(
-            self.dims,
-            (t[:, None].expand(-1, tokens), y.expand(frames, -1), x.expand(frames, -1)),
-            strict=True,
-        ):
+        for dim, place in zip(self.dims, (t[:, None], y, x), strict=True):
             steps = torch.arange(0, dim, 2, device=t.device, dtype=torch.float64) / dim
             frequency = 1.0 / self.theta**steps
-            angle = place.reshape(-1, 1).to(torch.float64) * frequency
+            angle = place.expand(shape).flatten(-2).unsqueeze(-1).to(torch.float64) * frequency
             parts.append(angle.repeat_interleave(2, dim=-1))
         angle = torch.cat(parts, dim=-1)
         return angle.cos().float(), angle.sin().float()
@@ -178,20 +176,29 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, layer: int, modulation: Modulation, text: TextContext, attend: Attend
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (
-            self.scale_shift_table + modulation.block
-        ).unbind(-2)
-        h = self.norm1(x) * (1 + scale1) + shift1
+        seen = attend(layer, *self.ask(x, modulation.block))
+        return self.answer(x, seen, modulation.block, text.keys[layer], text.values[layer])
+
+    def ask(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the self-attention."""
+        shift, scale = (self.scale_shift_table + modulation).unbind(-2)[:2]
+        h = self.norm1(x) * (1 + scale) + shift
         a = self.attn1
-        q, k, v = a.norm_q(a.to_q(h)), a.norm_k(a.to_k(h)), a.to_v(h)
-        x = x + a.to_out[0](attend(layer, q, k, v)) * gate1
+        return a.norm_q(a.to_q(h)), a.norm_k(a.to_k(h)), a.to_v(h)
+
+    def answer(
+        self, x: Tensor, seen: Tensor, modulation: Tensor, text_keys: Tensor, text_values: Tensor
+    ) -> Tensor:
+        """What follows the self-attention, which has ``seen`` this much."""
+        gate1, shift, scale, gate2 = (self.scale_shift_table + modulation).unbind(-2)[2:]
+        x = x + self.attn1.to_out[0](seen) * gate1
 
         a = self.attn2
         q = split_heads(a.norm_q(a.to_q(self.norm2(x))), a.heads)
-        seen = F.scaled_dot_product_attention(q, text.keys[layer], text.values[layer])
+        seen = F.scaled_dot_product_attention(q, text_keys, text_values)
         x = x + a.to_out[0](seen.transpose(1, 2).reshape(x.shape))
 
-        h = self.norm3(x) * (1 + scale2) + shift2
+        h = self.norm3(x) * (1 + scale) + shift
         return x + self.ffn(h) * gate2
 
     def keys(self, x: Tensor, modulation: Modulation) -> tuple[Tensor, Tensor]:

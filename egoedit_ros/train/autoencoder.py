@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from egoedit_ros.data.sim.generate import read_clip
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
+from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
+from egoedit_ros.train.resident import ResidentClips
 
 EDITED = 12 / 255 * 2  # a pixel is edited when a channel differs by more, in -1..1
 
@@ -27,6 +30,7 @@ class AutoencoderData:
     clips: Path
     crop: int = 96
     batch: int = 12
+    similarity: float = 0.0  # weight of 1 - SSIM around the edit
     recent: int = 1_000_000  # seeds below this train, the others evaluate
 
     def paths(self) -> list[Path]:
@@ -88,17 +92,40 @@ def picture_loss(made: Tensor, wanted: Tensor, weight: Tensor | None = None) -> 
     return loss
 
 
+def ssim_loss(made: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """1 - SSIM (7x7 windows) of ``[N, T, 3, H, W]`` in -1..1, averaged with ``[N, T, H, W]``."""
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.flatten(0, 1), 7, stride=1, padding=3)
+
+    a, b = mean(made), mean(wanted)
+    va, vb = mean(made.square()) - a.square(), mean(wanted.square()) - b.square()
+    cov = mean(made * wanted) - a * b
+    c1, c2 = 0.02**2, 0.06**2
+    similar = (2 * a * b + c1) * (2 * cov + c2)
+    similar = similar / ((a.square() + b.square() + c1) * (va + vb + c2))
+    weight = weight.flatten(0, 1).unsqueeze(1)
+    return ((1 - similar) * weight).sum() / (3 * weight.sum()).clamp(min=1)
+
+
 def autoencoder_loss(
-    model: EdgeAutoencoder, source: Tensor, target: Tensor, rng: torch.Generator
+    model: EdgeAutoencoder,
+    source: Tensor,
+    target: Tensor,
+    rng: torch.Generator,
+    similarity: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Edit decoding beside the source, and plain reconstruction with the source hidden."""
+    """Edit decoding beside the source, and plain reconstruction with the source hidden.
+
+    similarity: weight of 1 - SSIM around the edit.
+    """
     n = len(source)
     edited = ((source - target).abs().amax(2) > EDITED).float()
     both = model.encode(torch.cat([source, target]))
     src = Encoded(both.latents[:n], both.fine[:n])
-    noise = torch.rand(n, 1, 1, 1, generator=rng) * 0.2
+    noise = torch.rand(n, 1, 1, 1, generator=rng, device=source.device) * 0.2
     coded = both.latents[n:]
-    coded = coded + noise * torch.randn(coded.shape, generator=rng)
+    coded = coded + noise * torch.randn(coded.shape, generator=rng, device=source.device)
     frames, logits = model.decode(coded, src)
     frames, logits = frames.float(), logits.float()
     weight = 1 + 3 * edited.unsqueeze(2)
@@ -110,6 +137,11 @@ def autoencoder_loss(
     alone, _ = model.decode(coded[plain], None)
     loss_plain = picture_loss(alone.float(), target[plain], weight[plain])
     loss = loss_edit + 0.5 * loss_raw + 0.3 * loss_mask + 0.7 * loss_plain
+    similar = None
+    if similarity:
+        near = F.max_pool2d(edited, 9, stride=1, padding=4)
+        similar = ssim_loss(merged, target, near)
+        loss = loss + similarity * similar
     with torch.no_grad():
         error = (merged - target).square() / 4
         inside = (error.mean(2) * edited).sum() / edited.sum().clamp(min=1)
@@ -120,39 +152,76 @@ def autoencoder_loss(
             "plain_psnr": -10 * torch.log10((alone - target[plain]).square().mean() / 4),
             "mask": loss_mask,
         }
+        if similar is not None:
+            report["ssim"] = 1 - similar
     return loss, report
 
 
+class Squares(Protocol):
+    """What the stage learns from."""
+
+    def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """source, target: ``[batch, 4, 3, crop, crop]`` in -1..1."""
+
+
 @torch.no_grad()
-def measure_latents(model: EdgeAutoencoder, data: AutoencoderData, seed: int) -> None:
+def measure_latents(model: EdgeAutoencoder, squares: Squares, seed: int) -> None:
     """Set the latents' mean and deviation from data, so that the flow sees unit variance."""
     rng = np.random.default_rng(seed)
     model.latents_mean.zero_()
     model.latents_std.fill_(1)
-    seen = [model.encode(data.sample(rng)[1]).latents.float() for _ in range(12)]
+    seen = [model.encode(squares.sample(rng)[1]).latents.float() for _ in range(12)]
     seen = torch.cat(seen).permute(1, 0, 2, 3).flatten(1)
     model.latents_mean.copy_(seen.mean(1))
     model.latents_std.copy_(seen.std(1))
 
 
-def train_autoencoder(settings: TrainSettings, data: AutoencoderData) -> Path:
-    """Run the stage, on the CPU and in one process; returns the checkpoint."""
-    alone(join("cpu"), settings.stage)
+def train_autoencoder(
+    settings: TrainSettings,
+    data: AutoencoderData,
+    start: Path | None = None,
+    resident: ResidentClips | None = None,
+) -> Path:
+    """Run the stage in one process; returns the checkpoint. start: weights to begin with.
+
+    resident: clips in a device's memory in place of data.clips; without, it runs on the CPU.
+    """
+    group = join(settings.device if resident else "cpu")
+    alone(group, settings.stage)
     torch.manual_seed(settings.seed)
     model = EdgeAutoencoder(settings.editor.autoencoder)
-    model = model.to(memory_format=torch.channels_last)
+    if start is not None:
+        fill(model, read_safetensors(start), start)
+    model = model.to(group.device, memory_format=torch.channels_last)
+    squares = ResidentSquares(resident, data) if resident else data
 
     def step(rng: np.random.Generator, noise: torch.Generator):
-        source, target = data.sample(rng)
+        source, target = squares.sample(rng)
         seen[:] = [(source, target)]
-        return autoencoder_loss(model, source, target, noise)
+        return autoencoder_loss(model, source, target, noise, data.similarity)
 
     def finish(averaged: EdgeAutoencoder) -> None:
-        measure_latents(averaged, data, settings.seed + 1)
+        measure_latents(averaged, squares, settings.seed + 1)
 
     seen: list[tuple[Tensor, Tensor]] = []
 
     def batch() -> dict[str, Tensor]:
         return dict(zip(("source", "target"), seen[0], strict=True)) if seen else {}
 
-    return Trainer(model, settings, step, finish, data={"data": data.__dict__}, batch=batch).run()
+    return Trainer(
+        model, settings, step, finish, data={"data": data.__dict__}, group=group, batch=batch
+    ).run()
+
+
+@dataclass(frozen=True)
+class ResidentSquares:
+    """:class:`Squares` of clips in a device's memory."""
+
+    clips: ResidentClips
+    data: AutoencoderData
+
+    def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        source, target = self.clips.sample(rng, self.data.batch, self.data.crop)
+        still = torch.from_numpy(rng.random(len(source)) < 0.06).to(source.device)
+        pick = still[:, None, None, None, None]
+        return tuple(torch.where(pick, x[:, :1].expand_as(x), x) for x in (source, target))

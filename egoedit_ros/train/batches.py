@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ class FlowData:
     mask_layer: blocks after which a head also predicts where the edit is, its cross-entropy times
     mask_weight added to the loss; 0: no head.
 
+    from_start: share of windows that begin where the clip does, besides those that do by chance
+    (clips in a device's memory only). most_weight: the greatest mean weight of a sample, 0: any;
+    an edit of the whole picture would else count many times one of a small thing.
+
     switched: share of samples whose past shows another edit, or none. text_dropout: share whose
     text is the empty one, so that the network can be guided (CFG). Noise levels are logit-normal
     (noise_mean, noise_std), shifted by noise_shift (None: the editor's), a share of pure_noise at
@@ -50,6 +55,8 @@ class FlowData:
     mask_layer: int = 0
     mask_weight: float = 0.1
     switched: float = 0.25
+    from_start: float = 0.0
+    most_weight: float = 0.0
     edited_weight: float = 5.0
     views: tuple[dict, ...] = ()
     attention: str = "causal"
@@ -93,6 +100,14 @@ class FlowData:
             return self
         weights = np.array([v["weight"] for v in self.views], float)
         return self.with_view(self.views[int(rng.choice(len(weights), p=weights / weights.sum()))])
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """Clips in a device's memory (:class:`~egoedit_ros.train.resident.ResidentClips`)."""
+
+    def draw(self, rng: np.random.Generator, data: FlowData) -> tuple[Batch, object]:
+        """A batch on the device, and where it is from."""
 
 
 class Mixed:
@@ -176,6 +191,12 @@ def sample_batch(
     """
     group = group or Group()
     group.part(data.batch)
+    if isinstance(clips, Resident):
+        batch, _ = clips.draw(rng, data)
+        if data.text_dropout:
+            dropped = torch.from_numpy(rng.random(data.batch) < data.text_dropout)
+            batch.text[dropped.to(batch.text.device)] = empty.to(batch.text)
+        return batch
     mixed = isinstance(clips, Mixed)
     name = int(rng.integers(2**62)) if mixed else 0
     rows = []

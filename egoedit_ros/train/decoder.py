@@ -25,17 +25,48 @@ from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Transformer, causal_attend, token_grid
-from egoedit_ros.train.autoencoder import EDITED, AutoencoderData, crop_corner, picture_loss
+from egoedit_ros.train.autoencoder import (
+    EDITED,
+    AutoencoderData,
+    crop_corner,
+    picture_loss,
+    ssim_loss,
+)
 from egoedit_ros.train.latents import load_frozen, to_pixels
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
+from egoedit_ros.train.resident import ResidentClips
+
+
+def decoded_loss(
+    frames: Tensor, logits: Tensor, source: Tensor, target: Tensor, mine: slice = slice(None)
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What decoded frames ``[N, T, 3, H, W]`` and mask logits ``[N, T, H, W]`` of an edit lack.
+
+    mine: the samples that figures are made of.
+    """
+    frames, logits = frames.float(), logits.float()
+    edited = ((source - target).abs().amax(2) > EDITED).float()
+    merged = composite(frames, torch.sigmoid(logits), source)
+    weight = 1 + 3 * edited.unsqueeze(2)
+    near = F.max_pool2d(edited, 9, stride=1, padding=4)
+    similar = ssim_loss(merged, target, near)
+    loss = picture_loss(merged, target, weight) + 0.5 * picture_loss(frames, target, weight)
+    loss = loss + 0.3 * F.binary_cross_entropy_with_logits(logits, edited) + 0.5 * similar
+    with torch.no_grad():
+        inside = edited[mine].unsqueeze(2)
+        error = ((merged - target).square()[mine] * inside).sum()
+        before = ((source - target).square()[mine] * inside).sum()
+        report = {"gain": 1 - error / before.clamp(min=1e-6), "ssim": 1 - similar}
+    return loss, report
 
 
 @dataclass(frozen=True)
 class DecoderData:
     """Whole frames for the transformer, crops of ``crop`` pixels for the decoder.
 
-    true_share: samples that get the target's encoded latents instead of generated ones.
+    true_share: samples that get the target's encoded latents instead of generated ones. frames: of
+    a stream, where clips are in a device's memory.
     """
 
     clips: Path
@@ -44,6 +75,7 @@ class DecoderData:
     crop: int = 128
     batch: int = 8
     true_share: float = 0.25
+    frames: int = 4
 
 
 @torch.no_grad()
@@ -69,22 +101,6 @@ def generate(
             fresh = torch.randn(source.shape, generator=rng).to(source.dtype)
             noisy = add_noise(clean, fresh, sigmas[index + 1])
     return clean[:, 0].float()
-
-
-def ssim_loss(made: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """1 - SSIM (7x7 windows) of ``[N, T, 3, H, W]`` in -1..1, averaged with ``[N, T, H, W]``."""
-
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x.flatten(0, 1), 7, stride=1, padding=3)
-
-    a, b = mean(made), mean(wanted)
-    va, vb = mean(made.square()) - a.square(), mean(wanted.square()) - b.square()
-    cov = mean(made * wanted) - a * b
-    c1, c2 = 0.02**2, 0.06**2
-    similar = (2 * a * b + c1) * (2 * cov + c2)
-    similar = similar / ((a.square() + b.square() + c1) * (va + vb + c2))
-    weight = weight.flatten(0, 1).unsqueeze(1)
-    return ((1 - similar) * weight).sum() / (3 * weight.sum()).clamp(min=1)
 
 
 class DecoderStep:
@@ -118,7 +134,7 @@ class DecoderStep:
             targets.append(to_pixels(pair[1]))
             texts.append(self.text(clip.instructions[edit]))
         source, target = torch.cat(sources), torch.cat(targets)
-        self.seen = {"source": source, "target": target, "text": torch.stack(texts)}
+        self.seen.update(source=source, target=target, text=torch.stack(texts))
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             coded = self.encoder.encode(source.to(self.dtype))
             text = torch.stack(texts).to(self.dtype)
@@ -135,21 +151,8 @@ class DecoderStep:
             _crop(coded.latents.float(), corners, size // 8, 8),
             _crop(coded.fine.float(), corners, size // 4, 4),
         )
-        edited = ((cut[0] - cut[1]).abs().amax(2) > EDITED).float()
         frames, logits = self.model.decode(_crop(made, corners, size // 8, 8), seen)
-        frames, logits = frames.float(), logits.float()
-        merged = composite(frames, torch.sigmoid(logits), cut[0])
-        weight = 1 + 3 * edited.unsqueeze(2)
-        near = F.max_pool2d(edited, 9, stride=1, padding=4)
-        similar = ssim_loss(merged, cut[1], near)
-        loss = picture_loss(merged, cut[1], weight) + 0.5 * picture_loss(frames, cut[1], weight)
-        loss = loss + 0.3 * F.binary_cross_entropy_with_logits(logits, edited) + 0.5 * similar
-        with torch.no_grad():
-            mine, inside = slice(true, None), edited[true:].unsqueeze(2)
-            error = ((merged - cut[1]).square()[mine] * inside).sum()
-            before = ((cut[0] - cut[1]).square()[mine] * inside).sum()
-            report = {"gain": 1 - error / before.clamp(min=1e-6), "ssim": 1 - similar}
-        return loss, report
+        return decoded_loss(frames, logits, *cut, slice(true, None))
 
 
 def _crop(x: Tensor, corners: list[tuple[int, int]], size: int, scale: int = 1) -> Tensor:
@@ -162,17 +165,33 @@ def _crop(x: Tensor, corners: list[tuple[int, int]], size: int, scale: int = 1) 
     )
 
 
-def train_decoder(settings: TrainSettings, data: DecoderData) -> Path:
-    """Run the stage, on the CPU and in one process; the checkpoint is a whole autoencoder."""
-    alone(join("cpu"), settings.stage)
+def train_decoder(
+    settings: TrainSettings, data: DecoderData, resident: ResidentClips | None = None
+) -> Path:
+    """Run the stage in one process; the checkpoint is a whole autoencoder.
+
+    resident: clips in a device's memory, as streams, in place of data.clips; without, it runs on
+    the CPU.
+    """
+    group = join(settings.device if resident else "cpu")
+    alone(group, settings.stage)
     torch.manual_seed(settings.seed)
     config = settings.editor
     model = EdgeAutoencoder(config.autoencoder)
     fill(model, read_safetensors(data.autoencoder), data.autoencoder)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(group.device, memory_format=torch.channels_last)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("decoder_"))
-    step = DecoderStep(model, config, data)
+    seen: dict[str, Tensor] = {}
+    if resident is None:
+        step = DecoderStep(model, config, data)
+        seen = step.seen
+    else:
+        from egoedit_ros.train.rollout import StreamDecoderStep
+
+        net = Transformer(config.transformer).eval().requires_grad_(False)
+        fill(net, read_safetensors(data.transformer), data.transformer)
+        step = StreamDecoderStep(model, net.to(group.device), config, data, resident)
     return Trainer(
-        model, settings, step, data={"data": data.__dict__}, batch=lambda: step.seen
+        model, settings, step, data={"data": data.__dict__}, group=group, batch=lambda: seen
     ).run()

@@ -31,11 +31,10 @@ def angles(
     time = torch.arange(frames, device=device)
     if corners is None:
         return net.rope.angles(time, *token_grid(rows, columns, device))
-    parts = []
-    for top, left in corners.tolist():
-        parts.append(net.rope.angles(time, *token_grid(rows, columns, device, top, left)))
-    cos, sin = (torch.stack(p).unsqueeze(1) for p in zip(*parts, strict=True))
-    return cos, sin
+    y, x = token_grid(rows, columns, device)
+    top, left = corners.to(device).unsqueeze(-1).unbind(1)
+    cos, sin = net.rope.angles(time, y + top, x + left)
+    return cos.unsqueeze(1), sin.unsqueeze(1)
 
 
 class Denoiser:

@@ -28,7 +28,14 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, shift_sigma, step_sigmas
 from egoedit_ros.model.transformer import Transformer
-from egoedit_ros.train.batches import Batch, FlowData, Mixed, open_clips, sample_batch
+from egoedit_ros.train.batches import (
+    Batch,
+    FlowData,
+    Mixed,
+    Resident,
+    open_clips,
+    sample_batch,
+)
 from egoedit_ros.train.denoise import LEAST_SIGMA, Denoiser, guided
 from egoedit_ros.train.flow import empty_text, new_transformer, uses_velocity
 from egoedit_ros.train.loop import Critic, Trainer, TrainSettings
@@ -198,6 +205,7 @@ def distill(
     start: Path | None,
     make_rollout: Callable[[EditorConfig, int, FlowData], Rollout],
     sampler=None,
+    resident: Resident | None = None,
 ) -> Path:
     """Run a distilling stage; start: the generator's first weights, None: the teacher's."""
     data.check()
@@ -220,7 +228,7 @@ def distill(
         config,
         data,
         given,
-        open_clips(data, settings.seed, group),
+        resident or open_clips(data, settings.seed, group),
         empty_text(config),
         group,
         lambda view: make_rollout(config, nfe, view),
@@ -246,10 +254,11 @@ def train_dmd(
     given: DistillData,
     start: Path | None = None,
     sampler=None,
+    resident: Resident | None = None,
 ) -> Path:
     """Stage ``dmd``: the bidirectional editor in few steps, its guidance built in."""
 
     def make(config: EditorConfig, nfe: int, view: FlowData) -> Rollout:
         return rollout_whole(config, nfe, bool(view.crop))
 
-    return distill(settings, data, given, start, make, sampler)
+    return distill(settings, data, given, start, make, sampler, resident)

@@ -25,7 +25,14 @@ from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, shift_sigma, to_clean
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Attend, Transformer, rotate, split_heads
-from egoedit_ros.train.batches import Batch, FlowData, Mixed, open_clips, sample_batch
+from egoedit_ros.train.batches import (
+    Batch,
+    FlowData,
+    Mixed,
+    Resident,
+    open_clips,
+    sample_batch,
+)
 from egoedit_ros.train.denoise import LEAST_SIGMA, Denoiser, angles
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import Group, join
@@ -174,12 +181,21 @@ def _teacher_forced(
 def _weigh(
     made: Tensor, batch: Batch, level: Tensor, config: EditorConfig, data: FlowData
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    # Both velocities are (noisy - x0) / sigma.
+    scale = level.clamp(min=LEAST_SIGMA).square() if uses_velocity(config, data.loss) else None
+    return weighted(made, batch, data, scale)
+
+
+def weighted(
+    made: Tensor, batch: Batch, data: FlowData, scale: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of clean latents, edited cells weighted; over ``scale``, where it is given."""
     weight = 1 + (data.edited_weight - 1) * batch.edited.unsqueeze(2)
+    if data.most_weight:
+        mean = weight.mean((1, 2, 3, 4), keepdim=True)
+        weight = weight * (data.most_weight / mean).clamp(max=1)
     error = (made - batch.target).square()
-    loss = (error * weight).mean()
-    if uses_velocity(config, data.loss):
-        # Both velocities are (noisy - x0) / sigma.
-        loss = (error * weight / level.clamp(min=LEAST_SIGMA).square()).mean()
+    loss = (error * weight if scale is None else error * weight / scale).mean()
     with torch.no_grad():
         inside = batch.edited.unsqueeze(2)
         change = (batch.source - batch.target).square()
@@ -265,16 +281,21 @@ def empty_text(config: EditorConfig) -> Tensor:
 
 
 def train_flow(
-    settings: TrainSettings, data: FlowData, start: Path | None = None, sampler=None
+    settings: TrainSettings,
+    data: FlowData,
+    start: Path | None = None,
+    sampler=None,
+    resident: Resident | None = None,
 ) -> Path:
-    """Run the stage; ``start``: weights to begin with."""
+    """Run the stage; ``start``: weights to begin with. resident: clips in a device's memory in
+    place of data.latents."""
     data.check()
     torch.manual_seed(settings.seed)
     config = settings.editor
     group = join(settings.device)
     model = new_transformer(config, start, group)
     mask = add_mask_head(model, data, group)
-    clips = open_clips(data, settings.seed, group)
+    clips = resident or open_clips(data, settings.seed, group)
     empty = empty_text(config) if data.text_dropout else None
     seen: list[Batch] = []
 

@@ -25,7 +25,7 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.train import states
 from egoedit_ros.train.lora import add_lora, merged
-from egoedit_ros.train.parallel import Group, recompute_blocks
+from egoedit_ros.train.parallel import Group, compile_blocks, recompute_blocks
 from egoedit_ros.train.parts import Critic, Part, Step
 from egoedit_ros.train.settings import TrainSettings
 from egoedit_ros.train.watch import Bar, Curves, Progress, signals_at_step_ends
@@ -79,6 +79,8 @@ class Trainer:
             for net in (model, *([critic.net] if critic else ())):
                 add_lora(net, settings.lora, settings.lora_alpha)
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
+        if settings.compile:
+            compile_blocks(model)
         if settings.recompute:
             recompute_blocks(model)
         self.group.shard(model)
@@ -209,13 +211,15 @@ class Trainer:
             torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=keep),
         ):
             loss, report = part.step(rng, noise)
-        numbers = self.group.mean({"loss": loss} | report)
-        if not math.isfinite(numbers["loss"]):
-            raise self._no_number(f"the loss is {numbers['loss']}")
         part.zero_grad()
         with self._saving_on_failure():
             loss.backward()
-        norm = states.plain(nn.utils.clip_grad_norm_(part.net.parameters(), settings.clip))
+        norm = nn.utils.clip_grad_norm_(part.net.parameters(), settings.clip)
+        # Read all at once, after everything is under way: each look waits for the device.
+        numbers = self.group.mean({"loss": loss, "norm": norm} | report)
+        norm = numbers.pop("norm")
+        if not math.isfinite(numbers["loss"]):
+            raise self._no_number(f"the loss is {numbers['loss']}")
         if not math.isfinite(norm):
             raise self._no_number(f"the gradient's norm is {norm}")
         part.take_step()
@@ -255,8 +259,8 @@ class Trainer:
         count = self.done // self._every
         decay = min(self.settings.ema, (1 + count) / (10 + count))
         with torch.no_grad():
-            for kept, new in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
+            kept, new = (list(net.parameters()) for net in (self.averaged, self.model))
+            torch._foreach_lerp_(kept, new, 1 - decay)
 
     def _sample(self, curves: Curves) -> None:
         if self._sampler is None:

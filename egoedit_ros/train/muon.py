@@ -63,6 +63,7 @@ class Muon(torch.optim.Optimizer):
             for shape, rows in by_shape.items():
                 made = orthogonalise(torch.stack([u for _, u in rows]).to(self.dtype))
                 size = 0.2 * group["lr"] * max(shape) ** 0.5
-                for (parameter, _), update in zip(rows, made, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.to(parameter.dtype), alpha=-size)
+                parameters = [parameter for parameter, _ in rows]
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                made = made.to(parameters[0].dtype).unbind(0)
+                torch._foreach_add_(parameters, made, alpha=-size)

@@ -18,8 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.precision import best_dtype
-from egoedit_ros.model.transformer import Transformer
-from egoedit_ros.train.states import plain
+from egoedit_ros.model.transformer import Block, Transformer
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,14 @@ class Group:
 
     def mean(self, numbers: dict[str, Tensor | float]) -> dict[str, float]:
         """The mean of each number over the processes."""
-        values = {k: plain(v) for k, v in numbers.items()}
-        if self.count == 1 or not values:
-            return values
-        both = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(both)
-        return dict(zip(values, (both / self.count).tolist(), strict=True))
+        if not numbers:
+            return {}
+        # One wait for the device, however many numbers there are.
+        tensors = [torch.as_tensor(v, device=self.device).detach() for v in numbers.values()]
+        both = torch.stack([_here(t).double() for t in tensors])
+        if self.count > 1:
+            dist.all_reduce(both)
+        return dict(zip(numbers, (both / self.count).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
@@ -107,6 +108,11 @@ class Group:
         return net
 
 
+def _here(tensor: Tensor) -> Tensor:
+    """A tensor that may lie on many processes, as one on this device. Collective."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def join(device: str = "auto") -> Group:
     """This process's group: as ``torchrun`` says, or alone. device: auto, cpu or cuda."""
     if device not in ("auto", "cpu", "cuda"):
@@ -146,3 +152,16 @@ def recompute_blocks(net: nn.Module) -> None:
         block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Fuse what surrounds the attention (norms, modulation, gates, GELU) by ``torch.compile``.
+
+    Attention stays as it is: what a token sees is a new closure at every step. One compilation
+    serves all blocks; another is made for every shape of a batch.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    ask = torch.compile(Block.ask, dynamic=False)
+    answer = torch.compile(Block.answer, dynamic=False)
+    for block in getattr(net, "blocks", ()):
+        block.ask, block.answer = partial(ask, block), partial(answer, block)

@@ -107,6 +107,6 @@ def _optimizers(
         [{"params": [p for n, p in trained if n in inner], "times": settings.muon_times}],
         lr=lr,
         weight_decay=settings.weight_decay,
-        dtype=best_dtype(),
+        dtype=best_dtype(trained[0][1].device),
     )
     return [adamw, muon]

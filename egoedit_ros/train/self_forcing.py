@@ -23,7 +23,7 @@ from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.transformer import Attend, Transformer, rotate, split_heads
-from egoedit_ros.train.batches import FlowData
+from egoedit_ros.train.batches import FlowData, Resident
 from egoedit_ros.train.dmd import DistillData, Rollout, distill
 from egoedit_ros.train.loop import TrainSettings
 
@@ -169,8 +169,9 @@ def train_self_forcing(
     given: DistillData,
     start: Path | None = None,
     sampler=None,
+    resident: Resident | None = None,
 ) -> Path:
     """Run the stage; start: the generator's first weights (EgoEdit: those of ``dmd``)."""
     for view in [data, *(data.with_view(v) for v in data.views)][1 if data.views else 0 :]:
         stream_rollout(settings.editor, 1, view)  # refuse before anything is loaded
-    return distill(settings, data, given, start, stream_rollout, sampler)
+    return distill(settings, data, given, start, stream_rollout, sampler, resident)

@@ -17,8 +17,9 @@ class TrainSettings:
 
     config: the editor's sizes, where they are not those of the configuration called ``model``.
     lora: rank of the additions that are trained in the weights' place, 0: the weights themselves.
-    recompute: gradient checkpointing. critic_lr, critic_steps: of the stages with a second
-    network; None: as the first one. watch: see :class:`~egoedit_ros.train.watch.Watch`.
+    recompute: gradient checkpointing. compile: fuse the blocks' small operations. critic_lr,
+    critic_steps: of the stages with a second network; None: as the first one. watch: see
+    :class:`~egoedit_ros.train.watch.Watch`.
     """
 
     output: Path
@@ -43,6 +44,7 @@ class TrainSettings:
     critic_lr: float | None = None
     critic_steps: int = 5
     recompute: bool = False
+    compile: bool = False
     lora: int = 0
     lora_alpha: float = 16.0
     tensorboard: bool = False

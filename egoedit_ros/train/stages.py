@@ -19,9 +19,11 @@ STAGES = {
     "dmd": "distil the bidirectional editor into few steps without guidance",
     "causal": "rectified flow, block-causal by teacher or diffusion forcing",
     "self_forcing": "distil on streams that the editor makes itself, through its cache",
+    "rollout": "learn on streams that the editor makes itself, from the pairs' targets (in whole)",
     "decoder": "teach the decoder what the transformer gives it",
     "sample": "edit validation clips with a checkpoint: a video and figures",
     "bundle": "put the trained networks into a model folder",
+    "whole": "several stages on one GPU, on clips that are rendered meanwhile",
 }
 FOLDERS = ("output", "clips", "latents")
 
@@ -85,7 +87,7 @@ def run_stage(
         if folder not in named:
             raise UserError(f"{name} names no folder '{folder}'; add it under folders")
     work = _Work(stage, recipe_config(recipe), section, {k: Path(v) for k, v in named.items()})
-    work.watch = watch
+    work.watch, work.recipe = watch, recipe
     made = getattr(work, stage if stage not in ("flow_whole", "causal") else "flow")()
     return made
 
@@ -94,6 +96,7 @@ class _Work:
     """One stage of one recipe; a method to each."""
 
     watch: Watch | None = None
+    recipe: dict = {}
 
     def __init__(
         self, stage: str, config: EditorConfig, section: dict, folders: dict[str, Path]
@@ -104,8 +107,8 @@ class _Work:
     def autoencoder(self) -> Path:
         from egoedit_ros.train.autoencoder import AutoencoderData, train_autoencoder
 
-        settings, rest = self._settings()
-        data = _build(AutoencoderData, {"clips": self.folders["clips"]} | rest)
+        settings, rest = self.settings()
+        data = build(AutoencoderData, {"clips": self.folders["clips"]} | rest)
         return train_autoencoder(settings, data)
 
     def latents(self) -> Path:
@@ -128,9 +131,9 @@ class _Work:
         from egoedit_ros.train.batches import FlowData
         from egoedit_ros.train.flow import train_flow
 
-        start, sampler = self._path("start"), self._sampler()
-        settings, rest = self._settings()
-        data = _build(FlowData, self._flow_values(rest))
+        start, sampler = self.path("start"), self._sampler()
+        settings, rest = self.settings()
+        data = build(FlowData, self.flow_values(rest))
         if self.stage == "causal" and data.attention != "causal":
             raise UserError("the stage causal trains causal attention; leave out attention")
         return train_flow(settings, data, start, sampler)
@@ -149,36 +152,36 @@ class _Work:
         from egoedit_ros.train.batches import FlowData
         from egoedit_ros.train.dmd import DistillData
 
-        start, sampler = self._path("start"), self._sampler()
-        given = {k: self._path(k) for k in ("teacher", "fake")}
+        start, sampler = self.path("start"), self._sampler()
+        given = {k: self.path(k) for k in ("teacher", "fake")}
         if given["teacher"] is None:
             raise UserError(f"{self.stage} names no teacher; give the weights that flow left")
         # Self Forcing's: no momentum, a wide clip, a young average.
         usual = {"betas": (0.0, 0.999), "clip": 10.0, "ema": 0.99, "warmup": 1}
         usual |= {"schedule": "constant", "critic_steps": 10 if attention == "causal" else 5}
-        settings, rest = self._settings(usual)
+        settings, rest = self.settings(usual)
         names = {f.name for f in dataclasses.fields(DistillData)}
         given |= {k: v for k, v in rest.items() if k in names}
         rest = {k: v for k, v in rest.items() if k not in names}
-        data = _build(FlowData, {"attention": attention} | self._flow_values(rest))
-        return train(settings, data, _build(DistillData, given), start, sampler)
+        data = build(FlowData, {"attention": attention} | self.flow_values(rest))
+        return train(settings, data, build(DistillData, given), start, sampler)
 
     def decoder(self) -> Path:
         from egoedit_ros.train.decoder import DecoderData, train_decoder
 
-        settings, rest = self._settings()
+        settings, rest = self.settings()
         given = {
             "clips": self.folders["clips"],
             "transformer": self.output / f"{rest.pop('transformer', 'flow')}.safetensors",
             "autoencoder": self.output / "autoencoder.safetensors",
         }
-        return train_decoder(settings, _build(DecoderData, given | rest))
+        return train_decoder(settings, build(DecoderData, given | rest))
 
     def sample(self) -> Path:
         from egoedit_ros.train.flow import new_transformer
         from egoedit_ros.train.parallel import join
 
-        checkpoint = self._path("checkpoint")
+        checkpoint = self.path("checkpoint")
         if checkpoint is None:
             raise UserError("sample names no checkpoint; give the weights to look at")
         folder = self.output / "samples" / checkpoint.stem
@@ -210,9 +213,26 @@ class _Work:
         save_editor(folder, self.config, *networks)
         return folder
 
+    def rollout(self) -> Path:
+        raise UserError("rollout needs clips in memory: name it in the stages of whole, run that")
+
+    def whole(self) -> Path:
+        from egoedit_ros.train.whole import Whole
+
+        return Whole(self, self.section).run()
+
     # --- what they share -----------------------------------------------------
 
-    def _path(self, name: str) -> Path | None:
+    def part(self, stage: str) -> _Work:
+        """The same recipe's work at another stage."""
+        section = self.recipe.get(stage) or {}
+        if not isinstance(section, dict):
+            raise UserError(f"{stage} of the recipe must be a table of settings")
+        part = _Work(stage, self.config, dict(section), self.folders)
+        part.watch, part.recipe = self.watch, self.recipe
+        return part
+
+    def path(self, name: str) -> Path | None:
         """A file that the section names; taken out of it. Raises UserError if it is not there."""
         value = self.section.pop(name, None)
         if value is None:
@@ -222,7 +242,7 @@ class _Work:
             raise UserError(f"{self.stage}: no {name} at {path}; run the stage that makes it first")
         return path
 
-    def _flow_values(self, rest: dict) -> dict:
+    def flow_values(self, rest: dict) -> dict:
         values = {"latents": self.folders["latents"]} | rest
         for name in ("views", "sources"):
             given = rest.get(name) or ()
@@ -251,9 +271,9 @@ class _Work:
         if clips is None:
             raise UserError(f"{self.stage}: name the clips to sample, or folders: validation")
         given = {"clips": Path(clips), "autoencoder": self.output / f"{name}.safetensors"}
-        return Sampler(_build(SampleSettings, given | values), self.config, folder)
+        return Sampler(build(SampleSettings, given | values), self.config, folder)
 
-    def _settings(self, usual: dict | None = None):
+    def settings(self, usual: dict | None = None):
         """TrainSettings from the section, and what is left for the data."""
         from egoedit_ros.train.loop import TrainSettings
 
@@ -263,7 +283,7 @@ class _Work:
         rest = {k: v for k, v in self.section.items() if k not in names}
         given = {"output": self.output, "stage": self.stage, "model": self.config.name}
         given |= {"config": self.config, "watch": self.watch}
-        return _build(TrainSettings, given | (usual or {}) | mine), rest
+        return build(TrainSettings, given | (usual or {}) | mine), rest
 
 
 def _tuples(values: dict) -> dict:
@@ -272,7 +292,7 @@ def _tuples(values: dict) -> dict:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-def _build(kind: type, values: dict):
+def build(kind: type, values: dict):
     try:
         return kind(**values)
     except TypeError as error:

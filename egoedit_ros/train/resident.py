@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips held in a GPU's memory, more of them as they are rendered.
+
+A GPU trains ``edge`` faster than files can be read and cut on the CPU. So clips are read once, by a
+thread, while simulators write them; pixels, latents and text embeddings stay on the device, and a
+batch is one indexing there. What a step draws follows from the seed, its number *and* from how many
+clips were there by then: unlike the stages that read a folder, such a run cannot be repeated bit by
+bit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egoedit_ros.data.clip import MOST_NUMBERS, StoredClip, read_clip
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import EdgeAutoencoder
+from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.text import MiniLM, get_text_encoder
+from egoedit_ros.train.batches import Batch, FlowData
+from egoedit_ros.train.latents import SIDES
+
+CELL = 8  # pixels of a latent cell
+READ_AT_ONCE = 16
+LOOK_EVERY = 0.5  # s between looks for new clips
+EDITED_LEVEL = 12  # of 255, as the simulator suite has it
+
+
+@dataclass(frozen=True)
+class ResidentData:
+    """folders: where clips appear. clips: room for so many; pixels: how many of them keep their
+    pixels (all have latents). frames, edits: pixel frames of a clip, and its edits at most.
+    chances: how often a task's edits are drawn, 1 where it is not named. consume: delete what was
+    read. wait: clips to have before training begins."""
+
+    folders: tuple[Path, ...]
+    clips: int = 1000
+    pixels: int = 1000
+    frames: int = 13
+    edits: int = 3
+    chances: dict[str, float] | None = None
+    consume: bool = False
+    wait: int = 1
+    below: int = MOST_NUMBERS  # numbers from here on evaluate
+
+
+class ResidentClips:
+    """See :mod:`egoedit_ros.train.resident`. Close it, or use it in a ``with``."""
+
+    def __init__(self, data: ResidentData, config: EditorConfig, device: torch.device) -> None:
+        if data.frames % 4 != 1:
+            raise UserError(f"clips of {data.frames} frames are no 1 + 4n; change frames")
+        self.data, self.config, self.device = data, config, device
+        width, height = config.size
+        room, videos, shape = data.clips, 1 + data.edits, (height // CELL, width // CELL)
+        latents = 1 + data.frames // 4
+        sizes, text = config.transformer, config.transformer.text_len
+        make = lambda *s, dtype: torch.zeros(s, dtype=dtype, device=device)  # noqa: E731
+        pixels = min(data.pixels, room)
+        self.video = make(pixels, videos, data.frames, height, width, 3, dtype=torch.uint8)
+        self.latents = make(
+            room, 2, videos, latents, sizes.out_channels, *shape, dtype=torch.float16
+        )
+        self.edited = make(room, 2, data.edits, latents, *shape, dtype=torch.bool)
+        self.text = make(room, data.edits, text, sizes.text_dim, dtype=torch.float16)
+        self.count_of_edits = make(room, dtype=torch.int64)
+        self.sided = make(room, dtype=torch.bool)  # not to be mirrored
+        embed(config, [""], device)  # two threads must not load the encoder at once
+        self.count = 0
+        self._entries: tuple[Tensor, Tensor, Tensor] | None = None  # clip, edit, chance
+        self._rows: list[tuple[int, int, float]] = []
+        self._seen: set[tuple[str, str]] = set()
+        self._waiting: list[Path] = []
+        self._looked = 0.0
+        self._encoder: EdgeAutoencoder | None = None
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._failure: Exception | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = threading.Thread(target=self._read_on, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ResidentClips:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Read no more clips."""
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def encoder(self) -> EdgeAutoencoder | None:
+        """What latents are made with."""
+        return self._encoder
+
+    def wait_for(self, count: int, seconds: float = 600.0) -> None:
+        """Until so many clips are here. Raises UserError when none comes for ``seconds``."""
+        last, since = self.count, time.monotonic()
+        while self.count < min(count, self.data.clips):
+            self._check()
+            if self.count > last:
+                last, since = self.count, time.monotonic()
+            if time.monotonic() - since > seconds:
+                names = ", ".join(str(f) for f in self.data.folders)
+                raise UserError(f"{self.count} of {count} clips are in {names}; render more")
+            time.sleep(0.02)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # --- reading ---------------------------------------------------------------
+
+    def _read_on(self) -> None:
+        try:
+            while not self._stop.is_set() and self.count < self.data.clips:
+                if not self._read_some():
+                    time.sleep(0.05)
+        except Exception as error:  # raised where the next batch is drawn
+            self._failure = error
+
+    def _new_paths(self) -> list[Path]:
+        """Some that were not read. Looks seldom: listing thousands of names takes the interpreter
+        from the thread that trains."""
+        room = self.data.clips - self.count
+        if not self._waiting and room and time.monotonic() - self._looked > LOOK_EVERY:
+            self._looked = time.monotonic()
+            names = [
+                (folder, name)
+                for folder in map(str, self.data.folders)
+                if os.path.isdir(folder)
+                for name in os.listdir(folder)
+            ]
+            new = {n for n in names if n[1].endswith(".safetensors")} - self._seen
+            self._seen |= new
+            paths = [Path(folder) / name for folder, name in sorted(new)]
+            self._waiting = [p for p in paths if int(p.stem) < self.data.below]
+        count = min(READ_AT_ONCE, room)
+        paths, self._waiting = self._waiting[:count], self._waiting[count:]
+        return paths
+
+    def _read_some(self) -> bool:
+        paths = self._new_paths()
+        if not paths:
+            return False
+        clips = [read_clip(path) for path in paths]
+        if self._stream is None:
+            self._put(clips)
+        else:
+            with torch.cuda.stream(self._stream):
+                self._put(clips)
+        if self.data.consume:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        return True
+
+    @torch.no_grad()
+    def _put(self, clips: Sequence[StoredClip]) -> None:
+        texts = [t for clip in clips for t in clip.instructions]
+        embedded = iter(embed(self.config, texts, self.device))
+        first, n = self.count, len(clips)
+        shape = (n, 1 + self.data.edits, self.data.frames, *self.video.shape[3:])
+        pictures = np.zeros(shape, np.uint8)
+        rows = list(self._rows)
+        chances = self.data.chances or {}
+        for row, clip in enumerate(clips):
+            edits = min(len(clip.targets), self.data.edits)
+            for number, video in enumerate([clip.source, *clip.targets[:edits]]):
+                pictures[row, number] = video[: self.data.frames]
+            for number in range(len(clip.targets)):
+                text = next(embedded)
+                if number < edits:
+                    self.text[first + row, number] = text
+                    rows.append((first + row, number, chances.get(clip.tasks[number], 1.0)))
+        pixels = torch.from_numpy(pictures).to(self.device)
+        counts = [min(len(c.targets), self.data.edits) for c in clips]
+        sided = [any(SIDES.search(t) for t in c.instructions) for c in clips]
+        with self._lock:
+            self.count_of_edits[first : first + n] = torch.tensor(counts, device=self.device)
+            self.sided[first : first + n] = torch.tensor(sided, device=self.device)
+            room = max(0, min(n, len(self.video) - first))
+            self.video[first : first + room] = pixels[:room]
+            self._encode(first, pixels)
+            columns = [torch.tensor(c, device=self.device) for c in zip(*rows, strict=True)]
+            if self._stream is not None:
+                self._stream.synchronize()
+            self._rows, self._entries = rows, tuple(columns)
+            self.count += n
+
+    def _encode(self, first: int, pixels: Tensor, cells: bool = True) -> None:
+        """Latents, where there is an autoencoder, and edited cells of clips ``[n, V, t, h, w, 3]``
+        from ``first`` on, both ways round."""
+        n = len(pixels)
+        sided = self.sided[first : first + n, None, None, None, None, None]
+        for turn in range(2):
+            if turn:
+                pixels = torch.where(sided, pixels, pixels.flip(4))
+            if cells:
+                changed = (pixels[:, 1:].short() - pixels[:, :1]).abs().amax(-1) > EDITED_LEVEL
+                there = F.max_pool2d(changed.flatten(0, 1).half(), CELL) > 0
+                there = there.unflatten(0, changed.shape[:2])
+                self.edited[first : first + n, turn, :, 0] = there[:, :, 0]
+                later = there[:, :, 1:].unflatten(2, (-1, 4)).any(3)
+                self.edited[first : first + n, turn, :, 1:] = later
+            if self._encoder is not None:
+                made = encode(self._encoder, pixels.flatten(0, 1))
+                self.latents[first : first + n, turn] = made.unflatten(0, pixels.shape[:2])
+
+    @torch.no_grad()
+    def encode_with(self, autoencoder: EdgeAutoencoder) -> None:
+        """Make the latents of all clips, and of those to come. Those without pixels keep theirs."""
+        with self._lock:
+            self._encoder = autoencoder
+            for begin in range(0, min(self.count, len(self.video)), READ_AT_ONCE):
+                end = min(begin + READ_AT_ONCE, self.count, len(self.video))
+                self._encode(begin, self.video[begin:end], cells=False)
+
+    # --- drawing ---------------------------------------------------------------
+
+    def _draw(
+        self, rng: np.random.Generator, count: int, with_pixels: bool
+    ) -> tuple[torch.Generator, Tensor, Tensor]:
+        """A generator on the device, and ``count`` clips and edits of theirs."""
+        self._check()
+        self.wait_for(max(1, self.data.wait))
+        made = torch.Generator(self.device)
+        made.manual_seed(int(rng.integers(2**62)))
+        clip, edit, chance = self._entries
+        if with_pixels:
+            chance = chance * (clip < len(self.video))
+        drawn = torch.multinomial(chance, count, replacement=True, generator=made)
+        return made, clip[drawn], edit[drawn]
+
+    def draw(
+        self, rng: np.random.Generator, data: FlowData, with_pixels: bool = False
+    ) -> tuple[Batch, Where]:
+        """Windows of latents as :func:`~egoedit_ros.train.batches.sample_batch` draws them, and
+        where they are. with_pixels: of clips whose pixels are here."""
+        made, clip, edit = self._draw(rng, data.batch, with_pixels)
+        n, frames = data.batch, data.frames
+        uniform = lambda: torch.rand(n, generator=made, device=self.device)  # noqa: E731
+        turn = (uniform() * 2).long()
+        free = self.latents.shape[3] - frames + 1
+        first = (uniform() * free).long()
+        first = torch.where(uniform() < data.from_start, torch.zeros_like(first), first)
+        other = (uniform() * (1 + self.count_of_edits[clip])).long()
+        past = torch.where(uniform() < data.switched, other, edit + 1)
+        window = first[:, None] + torch.arange(frames, device=self.device)
+        h, w = self.latents.shape[-2:]
+        height, width = (min(data.crop, h), min(data.crop, w)) if data.crop else (h, w)
+        corners = torch.zeros(n, 2, dtype=torch.int64, device=self.device)
+        edited = self.edited[clip[:, None], turn[:, None], edit[:, None], window]
+        if data.crop:
+            there = edited.any(1) & (uniform() >= data.anywhere)[:, None, None]
+            rim = 2 if min(height, width) > 4 else 0
+            corners = corner_around(there, (height, width), made, rim) // 2 * 2
+            edited = crop(edited.unsqueeze(2), corners, height, width).squeeze(2)
+
+        def video(which: Tensor) -> Tensor:
+            whole = self.latents[clip[:, None], turn[:, None], which[:, None], window]
+            return (crop(whole, corners, height, width) if data.crop else whole).float()
+
+        zero = torch.zeros_like(edit)
+        batch = Batch(
+            video(zero), video(edit + 1), video(past), edited.float(),
+            self.text[clip, edit].float(), corners // 2,
+        )  # fmt: skip
+        return batch, Where(clip, edit, turn, window)
+
+    def pictures(
+        self, where: Where, corners: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """source, target ``[n, F, 4, 3, height, width]`` in -1..1 of latent windows: parts of
+        ``size`` (height, width) at ``corners`` ``[n, 2]`` (pixels). A clip's first latent frame is
+        its first picture, four times."""
+        n, frames = where.window.shape
+        four = torch.arange(4, device=self.device)
+        time = (1 + 4 * (where.window[..., None] - 1) + four).clamp(min=0).flatten(1)
+        high, wide = size
+        # The mirror image of a square is the square at the mirrored place, mirrored.
+        flip = (where.turn == 1) & ~self.sided[where.clip]
+        left = torch.where(flip, self.video.shape[4] - wide - corners[:, 1], corners[:, 1])
+        rows = corners[:, 0, None] + torch.arange(high, device=self.device)
+        columns = left[:, None] + torch.arange(wide, device=self.device)
+        made = []
+        for which in (torch.zeros_like(where.edit), where.edit + 1):
+            cut = self.video[
+                where.clip[:, None, None, None], which[:, None, None, None],
+                time[:, :, None, None], rows[:, None, :, None], columns[:, None, None, :],
+            ]  # fmt: skip
+            cut = cut.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+            cut = torch.where(flip[:, None, None, None, None], cut.flip(-1), cut)
+            made.append(cut.unflatten(1, (frames, 4)))
+        return made[0], made[1]
+
+    def sample(self, rng: np.random.Generator, batch: int, size: int) -> tuple[Tensor, Tensor]:
+        """Squares of single latent frames around edits, in some light: source, target
+        ``[batch, 4, 3, size, size]`` in -1..1."""
+        made, clip, edit = self._draw(rng, batch, True)
+        uniform = lambda *s: torch.rand(batch, *s, generator=made, device=self.device)  # noqa: E731
+        turn = (uniform() * 2).long()
+        window = (uniform(1) * self.latents.shape[3]).long()
+        where = Where(clip, edit, turn, window)
+        edited = self.edited[clip, turn, edit, window[:, 0]] & (uniform() < 0.8)[:, None, None]
+        cells = size // CELL
+        corners = corner_around(edited, (cells, cells), made, 0) * CELL
+        source, target = (x[:, 0] for x in self.pictures(where, corners, (size, size)))
+        gain = 0.75 + 0.4 * uniform(1, 1, 1, 1)
+        return tuple(((x + 1) * gain - 1).clamp(max=1) for x in (source, target))
+
+
+@dataclass(slots=True)
+class Where:
+    """Windows of latents: clip, edit and turn (1: mirrored) ``[n]``, window ``[n, F]``."""
+
+    clip: Tensor
+    edit: Tensor
+    turn: Tensor
+    window: Tensor
+
+
+def corner_around(there: Tensor, size: tuple[int, int], rng: torch.Generator, rim: int) -> Tensor:
+    """Corners ``[n, 2]`` of squares that hold a random cell of ``there`` [n, h, w], ``rim`` cells
+    from their edges; anywhere, where there is none."""
+    n, h, w = there.shape
+    height, width = size
+    cells = there.flatten(1).float()
+    none = cells.sum(1, keepdim=True) == 0
+    cell = torch.multinomial(torch.where(none, torch.ones_like(cells), cells), 1, generator=rng)
+    place = torch.cat([cell // w, cell % w], 1)
+    shift = torch.rand(n, 2, generator=rng, device=there.device)
+    sides = torch.tensor([height, width], device=there.device)
+    limits = torch.tensor([h - height, w - width], device=there.device)
+    around = place - rim - (shift * (sides - 2 * rim)).long()
+    anywhere = (shift * (limits + 1)).long()
+    return torch.where(none, anywhere, around).clamp(min=0).minimum(limits)
+
+
+def crop(x: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Each sample's part of ``x`` [n, F, C, h, w] at its corner (cells of x)."""
+    rows = corners[:, 0, None] + torch.arange(height, device=x.device)
+    columns = corners[:, 1, None] + torch.arange(width, device=x.device)
+    index = torch.arange(len(x), device=x.device)[:, None, None]
+    cut = x.movedim((-2, -1), (1, 2))[index, rows[:, :, None], columns[:, None, :]]
+    return cut.movedim((1, 2), (-2, -1))
+
+
+def encode(autoencoder: EdgeAutoencoder, pixels: Tensor) -> Tensor:
+    """uint8 ``[V, t, h, w, 3]`` to fp16 latents ``[V, F, C, h/8, w/8]``."""
+    like = autoencoder.encoder_in.weight
+    pictures = (pixels.movedim(-1, 2).float() / 127.5 - 1).to(like.dtype)
+    first = autoencoder.encode(pictures[:, :1]).latents
+    rest = autoencoder.encode(pictures[:, 1:].unflatten(1, (-1, 4)).flatten(0, 1)).latents
+    return torch.cat([first[:, None], rest.unflatten(0, (len(pixels), -1))], 1).half()
+
+
+def embed(config: EditorConfig, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Embeddings fp16 ``[n, L, text_dim]``, all at once where the encoder can."""
+    sizes = config.transformer
+    encoder = get_text_encoder(config.text_encoder, sizes.text_len, config.text_folder)
+    if isinstance(encoder, MiniLM):
+        return encoder.many(texts, device).half()
+    return torch.stack([encoder(text) for text in texts]).half().to(device)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``rollout``: Self Forcing with the pair's own target in place of a teacher's opinion.
+
+A stream is generated through the inference cache, as in ``self_forcing``, and compared with the
+target: its latents, and its pixels after the (frozen) decoder, since an edge that is half a pixel
+off is little in latents and all of what an eye sees. Simulated pairs have such a target; footage
+has none, and there the distribution matching loss of ``self_forcing`` is what one has.
+
+Clips must be in a device's memory (:mod:`egoedit_ros.train.resident`), with their pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
+from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.transformer import Transformer
+from egoedit_ros.train.autoencoder import EDITED, ssim_loss
+from egoedit_ros.train.batches import Batch, FlowData
+from egoedit_ros.train.decoder import DecoderData, decoded_loss
+from egoedit_ros.train.dmd import rollout_whole
+from egoedit_ros.train.flow import new_transformer, weighted
+from egoedit_ros.train.latents import load_frozen
+from egoedit_ros.train.loop import Trainer, TrainSettings
+from egoedit_ros.train.parallel import alone, join
+from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
+from egoedit_ros.train.self_forcing import rollout_stream
+
+
+@dataclass(frozen=True)
+class RolloutData:
+    """autoencoder: its weights. steps: how often a stream of so many steps is drawn; one of its
+    steps, drawn evenly, is what learns. pixels: weight of the loss on decoded squares of ``square``
+    pixels; latents: of the loss on latents."""
+
+    autoencoder: Path
+    steps: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.25, 4: 0.25})
+    latents: float = 1.0
+    pixels: float = 1.0
+    square: int = 128
+
+
+def draw_steps(rng: np.random.Generator, steps: dict[int, float]) -> tuple[int, int]:
+    """Steps of a stream, and the one that learns."""
+    counts, chances = list(steps), np.array(list(steps.values()), float)
+    count = int(counts[rng.choice(len(counts), p=chances / chances.sum())])
+    return count, int(rng.integers(count))
+
+
+def decode_squares(
+    autoencoder: EdgeAutoencoder,
+    made: Tensor,
+    batch: Batch,
+    where: Where,
+    clips: ResidentClips,
+    size: int,
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Frames, mask logits, source and target of a square around each sample's edit, all latent
+    frames ``[n * F, ...]``. size 0: all that the batch has."""
+    cells = tuple(made.shape[-2:])
+    corners = torch.zeros_like(batch.corners)
+    if size and size < CELL * min(cells):
+        cells = (size // CELL, size // CELL)
+        corners = corner_around(batch.edited.any(1), cells, rng, 0)
+    at, pixels = (2 * batch.corners + corners) * CELL, tuple(CELL * c for c in cells)
+    source, target = (x.flatten(0, 1) for x in clips.pictures(where, at, pixels))
+    with torch.no_grad():
+        fine = autoencoder.encode(source).fine
+    beside = crop(batch.source, corners, *cells).flatten(0, 1)
+    frames, logits = autoencoder.decode(
+        crop(made, corners, *cells).flatten(0, 1), Encoded(beside, fine)
+    )
+    return frames, logits, source, target
+
+
+def train_rollout(
+    settings: TrainSettings,
+    data: FlowData,
+    given: RolloutData,
+    resident: ResidentClips,
+    start: Path | None = None,
+    sampler=None,
+) -> Path:
+    """Run the stage; start: weights to begin with."""
+    data.check()
+    torch.manual_seed(settings.seed)
+    config, group = settings.editor, join(settings.device)
+    for view in [data.with_view(v) for v in data.views] or [data]:
+        if view.crop and view.frames != config.chunk_latents:
+            raise UserError("rollout generates streams on whole frames; set crop: 0, or one chunk")
+    alone(group, settings.stage)
+    model = new_transformer(config, start, group)
+    autoencoder = load_frozen(given.autoencoder, config, str(group.device)).float()
+    seen: list[Batch] = []
+
+    def step(rng: np.random.Generator, noise: torch.Generator):
+        view = data.draw_view(rng)
+        batch, where = resident.draw(rng, view, with_pixels=True)
+        seen[:] = [batch]
+        nfe, exit_step = draw_steps(rng, given.steps)
+        draw = lambda shape, *_: group.normal(noise, shape)  # noqa: E731
+        if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
+            made = rollout_whole(config, nfe, bool(view.crop))(model, batch, exit_step, draw)
+        else:
+            made = rollout_stream(model, config, batch.source, batch.text, exit_step, nfe, draw)
+        loss, report = weighted(made.float(), batch, view)
+        loss = given.latents * loss
+        if given.pixels:
+            decoded = decode_squares(autoencoder, made, batch, where, resident, given.square, noise)
+            in_pixels, figures = decoded_loss(*decoded)
+            loss, report = loss + given.pixels * in_pixels, report | figures
+        return loss, report
+
+    return Trainer(
+        model,
+        settings,
+        step,
+        data={"data": data.__dict__, "rollout": given.__dict__},
+        group=group,
+        batch=lambda: seen[0].tensors() if seen else {},
+        sampler=sampler,
+    ).run()
+
+
+class StreamDecoderStep:
+    """Stage ``decoder`` on streams: latents by the frozen transformer through its cache."""
+
+    def __init__(
+        self,
+        model: EdgeAutoencoder,
+        net: Transformer,
+        config: EditorConfig,
+        data: DecoderData,
+        clips: ResidentClips,
+    ) -> None:
+        self.model, self.net, self.config, self.data, self.clips = model, net, config, data, clips
+        self.view = FlowData(
+            latents=data.clips, batch=data.batch, frames=data.frames, crop=0, from_start=0.5
+        )
+
+    def __call__(
+        self, rng: np.random.Generator, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        batch, where = self.clips.draw(rng, self.view, with_pixels=True)
+        draw = lambda shape, _: torch.randn(shape, generator=noise, device=noise.device)  # noqa: E731
+        nfe, exit_step = draw_steps(rng, {1: 0.5, 2: 0.25, 4: 0.25})
+        with torch.no_grad():
+            made = rollout_stream(
+                self.net, self.config, batch.source, batch.text, exit_step, nfe, draw
+            ).float()
+            true = max(1, round(self.data.true_share * len(made)))
+            rough = 0.1 * torch.randn(made[:true].shape, generator=noise, device=noise.device)
+            made[:true] = batch.target[:true] + rough
+        decoded = decode_squares(self.model, made, batch, where, self.clips, self.data.crop, noise)
+        return decoded_loss(*decoded, slice(true * self.data.frames, None))
+
+
+class Validation:
+    """Figures of clips that training does not see, edited as streams of 1, 2 and 4 steps.
+
+    A trainer's sampler. ``gain_N``: share of the squared error over edited pixels that is gone;
+    ``ssim_N``: the same of 1 - SSIM in and near the edit.
+    """
+
+    def __init__(
+        self, clips: ResidentClips, config: EditorConfig, autoencoder: Path, most: int = 64
+    ) -> None:
+        self.clips, self.config, self.most = clips, config, most
+        device = str(clips.device)
+        self.autoencoder = load_frozen(autoencoder, config, device).float()
+        clips.encode_with(load_frozen(autoencoder, config, device))
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module, step: int) -> dict[str, float]:
+        figures = {}
+        for nfe in (1, 2, 4):
+            figures |= {f"{k}_{nfe}": v for k, v in self._measure(net, nfe).items()}
+        return figures
+
+    def _measure(self, net: nn.Module, nfe: int) -> dict[str, float]:
+        rng, noise = np.random.default_rng(nfe), torch.Generator(self.clips.device)
+        noise.manual_seed(nfe)
+        sums = torch.zeros(4, device=self.clips.device)
+        for _ in range(-(-self.most // 16)):
+            view = FlowData(
+                latents=Path(), batch=16, frames=self.clips.latents.shape[3], crop=0, switched=0.0
+            )
+            batch, where = self.clips.draw(rng, view, with_pixels=True)
+            draw = lambda shape, _: torch.randn(shape, generator=noise, device=noise.device)  # noqa: E731
+            made = rollout_stream(
+                net, self.config, batch.source, batch.text, nfe - 1, nfe, draw, hide_first=False
+            )
+            sums += _errors(
+                *decode_squares(self.autoencoder, made, batch, where, self.clips, 0, noise)
+            )
+        error, change, unlike, unlike_before = sums.tolist()
+        return {
+            "gain": 1 - error / max(change, 1e-9),
+            "ssim": 1 - unlike / max(unlike_before, 1e-9),
+        }
+
+
+def _errors(frames: Tensor, logits: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Squared errors over edited pixels and 1 - SSIM near them, after and before."""
+    merged = composite(frames.float(), torch.sigmoid(logits.float()), source).clamp(-1, 1)
+    edited = ((source - target).abs().amax(2) > EDITED).float()
+    near = F.max_pool2d(edited, 9, stride=1, padding=4)
+    parts = []
+    for picture in (merged, source):
+        parts.append(((picture - target).square() * edited.unsqueeze(2)).sum())
+        parts.append(ssim_loss(picture, target, near) * near.sum())
+    return torch.stack([parts[0], parts[2], parts[1], parts[3]])

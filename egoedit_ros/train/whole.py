@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``whole``: a recipe's stages one after another in one process, on one GPU.
+
+The clips stay in the GPU's memory from stage to stage, and more are rendered by other processes
+meanwhile: for a GPU that is there for minutes, not hours.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.train.autoencoder import AutoencoderData, train_autoencoder
+from egoedit_ros.train.batches import FlowData
+from egoedit_ros.train.decoder import DecoderData, train_decoder
+from egoedit_ros.train.dmd import DistillData, train_dmd
+from egoedit_ros.train.flow import train_flow
+from egoedit_ros.train.latents import load_frozen
+from egoedit_ros.train.parallel import alone, join
+from egoedit_ros.train.resident import ResidentClips, ResidentData
+from egoedit_ros.train.rollout import RolloutData, Validation, train_rollout
+from egoedit_ros.train.self_forcing import train_self_forcing
+from egoedit_ros.train.stages import build
+
+USUAL_DISTILLING = {"betas": (0.0, 0.999), "clip": 10.0, "ema": 0.99, "warmup": 1}
+USUAL_DISTILLING |= {"schedule": "constant"}
+
+
+def render(folder: Path, told: dict) -> subprocess.Popen:
+    """Start ``egoedit data sim`` with these options (seed, clips, workers, tasks, frames)."""
+    command = [sys.executable, "-m", "egoedit_ros.data.sim.cli", "sim", "-o", str(folder)]
+    for name, value in told.items():
+        command += [f"--{name}", str(value)]
+    quiet = {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=os.environ | quiet,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder.parent / f"{folder.name}.log").open("w"),
+    )
+
+
+class Whole:
+    """One run of the stages that ``build`` and ``settings`` make of the recipe's sections."""
+
+    def __init__(self, work, section: dict) -> None:
+        self.work, self.section = work, dict(section)
+        self.config, self.output = work.config, work.output
+        self.stages = self._take("stages", list)
+        self.renders = self._take("render", list)
+        self.clips = self._take("clips", dict)
+        self.validation = dict(self._take("validation", dict))
+        self.most = self.validation.pop("most", 64)
+        self.device = self.section.pop("device", "auto")
+        if self.section:
+            raise UserError(f"whole has no setting {sorted(self.section)[0]}; leave it out")
+
+    def _take(self, name: str, kind: type):
+        value = self.section.pop(name, None)
+        if not isinstance(value, kind):
+            raise UserError(
+                f"whole: give {name}, a {kind.__name__}; see config/train/edge_gpu.yaml"
+            )
+        return value
+
+    def run(self) -> Path:
+        """All stages; returns what the last one made."""
+        group = join(self.device)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        alone(group, "whole")
+        folder = self.work.folders["clips"]
+        folder.mkdir(parents=True, exist_ok=True)
+        renderers, kept = [], []
+        try:
+            for number, told in enumerate([self.validation, *self.renders]):
+                if told.get("workers") != 0:  # 0: another process renders
+                    renderers.append(render(folder / f"part{number}", told))
+            held = folder / "part0"
+            more = tuple(folder / f"part{n + 1}" for n in range(len(self.renders)))
+            frames = int(self.validation.get("frames", 13))
+            with (
+                ResidentClips(ResidentData(more, **self.clips), self.config, group.device) as clips,
+                ResidentClips(
+                    ResidentData((held,), int(self.validation["clips"]), 10**6, frames, wait=4),
+                    self.config,
+                    group.device,
+                ) as unseen,
+            ):
+                kept += [clips, unseen]
+                for name in self.stages:
+                    made = self._stage(name, clips, unseen)
+                    print(f"{name}: {clips.count} clips, {made}", flush=True)
+            return made
+        finally:
+            for process in renderers:
+                process.terminate()
+
+    def _stage(self, name: str, clips: ResidentClips, unseen: ResidentClips) -> Path:
+        part = self.work.part(name)
+        autoencoder = self.output / "autoencoder.safetensors"
+        start = part.path("start")
+        if name == "autoencoder":
+            settings, rest = part.settings()
+            data = build(AutoencoderData, {"clips": self.work.folders["clips"]} | rest)
+            made = train_autoencoder(settings, data, start, clips)
+            clips.encode_with(load_frozen(made, self.config, str(clips.device)))
+            return made
+        if clips.encoder is None:
+            clips.encode_with(load_frozen(autoencoder, self.config, str(clips.device)))
+        if name == "decoder":
+            settings, rest = part.settings()
+            given = {
+                "clips": self.work.folders["clips"],
+                "transformer": self.output / f"{rest.pop('transformer', 'rollout')}.safetensors",
+                "autoencoder": autoencoder,
+            }
+            return train_decoder(settings, build(DecoderData, given | rest), clips)
+        validation = Validation(unseen, self.config, autoencoder, self.most)
+        if name == "rollout":
+            settings, rest = part.settings()
+            given = {k: rest.pop(k) for k in ("pixels", "square") if k in rest}
+            given |= {"steps": rest.pop("of_steps")} if "of_steps" in rest else {}
+            given |= {"latents": rest.pop("in_latents")} if "in_latents" in rest else {}
+            data = build(FlowData, part.flow_values(rest))
+            told = build(RolloutData, {"autoencoder": autoencoder} | given)
+            return train_rollout(settings, data, told, clips, start, validation)
+        if name in ("dmd", "self_forcing"):
+            given = {k: part.path(k) for k in ("teacher", "fake")}
+            settings, rest = part.settings(USUAL_DISTILLING)
+            names = set(DistillData.__dataclass_fields__)
+            given |= {k: v for k, v in rest.items() if k in names}
+            rest = {k: v for k, v in rest.items() if k not in names}
+            data = build(FlowData, part.flow_values(rest))
+            train = train_dmd if name == "dmd" else train_self_forcing
+            told = build(DistillData, given)
+            return train(settings, data, told, start, validation, clips)
+        settings, rest = part.settings()
+        data = build(FlowData, part.flow_values(rest))
+        return train_flow(settings, data, start, validation, clips)

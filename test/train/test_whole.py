@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``whole``: several stages in one process, and Self Forcing against a pair's target."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from egoedit_ros.data.clip import StoredClip, write_stored
+from egoedit_ros.errors import UserError
+from egoedit_ros.train.rollout import draw_steps
+from egoedit_ros.train.stages import read_recipe, run_stage
+
+RECIPES = Path(__file__).resolve().parents[2] / "config" / "train"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+STAGES = ("autoencoder", "flow", "causal", "rollout", "self_forcing", "decoder")
+SHORT = {"lr": 0.003, "warmup": 2, "batch": 4, "log_every": 1}
+
+
+def _clips(folder, numbers):
+    folder.mkdir(parents=True)
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        source = np.full((13, 48, 64, 3), 120, np.uint8)
+        target, hand = source.copy(), np.zeros(source.shape[:3], bool)
+        y, x = rng.integers(4, 24), rng.integers(4, 36)
+        source[:, y : y + 16, x : x + 16] = (200, 40, 40)
+        target[:, y : y + 16, x : x + 16] = (40, 40, 200)
+        text = ["make the red square blue"]
+        write_stored(folder, StoredClip(number, ["recolour"], text, source, [target], hand))
+
+
+def _recipe(tmp_path, stages=STAGES):
+    recipe = {"model": read_recipe(RECIPES / "tiny.yaml")["model"]}
+    out = tmp_path / "out"
+    recipe["folders"] = {"output": out, "clips": tmp_path / "clips", "latents": tmp_path / "none"}
+    recipe["whole"] = {
+        "stages": list(stages),
+        "device": "cpu",
+        "validation": {"clips": 2, "workers": 0, "most": 16},
+        "render": [{"workers": 0}],
+        "clips": {"clips": 4, "pixels": 4, "edits": 1, "wait": 4},
+    }
+    stream = {"frames": 3, "crop": 0, "from_start": 0.5}
+    at_start = lambda name: {"start": out / f"{name}.safetensors"}  # noqa: E731
+    recipe |= {
+        "autoencoder": SHORT | {"steps": 20, "crop": 32, "similarity": 0.5},
+        "flow": SHORT | {"attention": "bidirectional", "steps": 6, "frames": 1, "crop": 4}
+        | {"text_dropout": 0.2, "most_weight": 2.0, "mask_layer": 1, "optimizer": "muon"},
+        "causal": SHORT | stream | at_start("flow") | {"steps": 4},
+        "rollout": SHORT | stream | at_start("causal")
+        | {"steps": 6, "square": 32, "of_steps": {1: 0.5, 2: 0.5}, "sample_every": 6},
+        "self_forcing": SHORT | stream | at_start("rollout")
+        | {"teacher": out / "flow.safetensors", "steps": 4, "critic_steps": 2, "nfe": 2},
+        "decoder": SHORT | {"steps": 4, "frames": 3, "crop": 32, "transformer": "self_forcing"},
+    }  # fmt: skip
+    _clips(tmp_path / "clips" / "part0", range(900, 902))
+    _clips(tmp_path / "clips" / "part1", range(4))
+    return recipe
+
+
+def test_all_stages_run_on_clips_in_memory_and_each_changes_what_it_starts_from(tmp_path):
+    run_stage("whole", _recipe(tmp_path))
+    made = {s: load_file(tmp_path / "out" / f"{s}.safetensors") for s in STAGES}
+    for before, after in zip(STAGES[1:4], STAGES[2:5], strict=True):
+        key = "blocks.0.attn1.to_q.weight"
+        assert not torch.equal(made[before][key], made[after][key]), after
+    # The decoder learns, the encoder and what latents mean stay.
+    for key, value in made["decoder"].items():
+        same = torch.equal(value, made["autoencoder"][key])
+        assert same == (not key.startswith("decoder_")), key
+    sample = json.loads((tmp_path / "out" / "rollout.samples.jsonl").read_text())
+    assert {"sample_gain_1", "sample_ssim_4"} <= set(sample)
+    rows = (tmp_path / "out" / "autoencoder.log.jsonl").read_text().splitlines()
+    losses = [json.loads(row)["loss"] for row in rows]
+    assert len(losses) == 20 and np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+def test_rollout_learns_on_squares_where_a_stream_is_one_chunk(tmp_path):
+    recipe = _recipe(tmp_path, ("autoencoder", "flow", "rollout"))
+    recipe["rollout"] |= {"start": tmp_path / "out" / "flow.safetensors", "frames": 1, "crop": 4}
+    run_stage("whole", recipe)
+    assert (tmp_path / "out" / "rollout.safetensors").exists()
+    # Squares of several chunks are no stream: a session sees whole pictures.
+    recipe["folders"]["output"] = tmp_path / "out"
+    recipe["whole"]["stages"] = ["rollout"]
+    recipe["rollout"]["frames"] = 2
+    with pytest.raises(UserError, match="crop: 0"):
+        run_stage("whole", recipe)
+
+
+def test_rollout_alone_says_where_it_belongs(tmp_path):
+    with pytest.raises(UserError, match="stages of whole"):
+        run_stage("rollout", _recipe(tmp_path))
+    recipe = _recipe(tmp_path / "b")
+    recipe["whole"] = {"stages": ["flow"]}
+    with pytest.raises(UserError, match="give render"):
+        run_stage("whole", recipe)
+
+
+def test_steps_are_drawn_by_their_chances_and_every_step_of_them_learns():
+    rng = np.random.default_rng(0)
+    drawn = [draw_steps(rng, {1: 0.5, 4: 0.5}) for _ in range(400)]
+    assert {steps for steps, _ in drawn} == {1, 4}
+    assert {step for steps, step in drawn if steps == 4} == {0, 1, 2, 3}
+    assert 120 < sum(steps == 1 for steps, _ in drawn) < 280
