@@ -34,7 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--workers", type=positive_whole, default=1, metavar="N", help="processes")
     group.add_argument("--limit", type=positive_whole, metavar="N", help="the first N items only")
-    group.add_argument("--tasks", metavar="TASK,...", help="items of these tasks only")
+    group.add_argument(
+        "--tasks",
+        metavar="TASK,...",
+        help="items of these tasks only; with --suite sim its tasks, or 'all'",
+    )
     group.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise")
     group.add_argument("--align", choices=("auto", "index", "time"), default="auto",
                        help="how frames of other rates are matched to the source's")  # fmt: skip

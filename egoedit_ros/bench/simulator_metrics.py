@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from egoedit_ros.data.sim.tasks import TASK_TABLE
+
 EDITED_LEVEL = 12
 FEWEST_PIXELS = 20
 PSNR_CAP = 60.0
@@ -16,7 +18,7 @@ BOX_MARGIN = 4
 BOX_SMALLEST = 11
 METRICS = ("edit_gain", "ssim_gain", "keep_psnr", "hand_psnr")
 # EgoEditBench's task that a task of the simulator is like.
-LIKE = {"recolour": "Change Object", "replace": "Change Object", "remove": "Remove Object"}
+LIKE = {task.name: task.paper for task in TASK_TABLE}
 
 
 def edited_pixels(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ import numpy as np
 
 from egoedit_ros.bench.metrics.registry import LOCAL_METRICS
 from egoedit_ros.bench.simulator_metrics import mean_of, score_clip, score_unaided
+from egoedit_ros.data.sim.edits import evaluation_edit, touched_pairs
 from egoedit_ros.data.sim.scene import Edit, Scene, draw_edits, draw_scene
+from egoedit_ros.data.sim.tasks import ALL_TASKS
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED, HELD_OUT_PAIRS, TASKS
 from egoedit_ros.stream.session import ChunkSession, frames_in_chunk
 
@@ -35,8 +37,11 @@ class SuiteClip:
     why: dict[str, str]
 
 
-def suite_edit(number: int) -> tuple[Scene, Edit, bool]:
-    """Scene and edit of evaluation clip ``number``; every fourth has wording unseen in training."""
+def suite_edit(number: int, tasks: tuple[str, ...] = TASKS) -> tuple[Scene, Edit, bool]:
+    """Scene and edit of evaluation clip ``number``, and whether its wording is unseen in training:
+    every fourth clip's, and with other tasks than the first three all of every fourth round's."""
+    if tasks != TASKS:
+        return evaluation_edit(number, FRAMES / 16, tasks, HELD_OUT_WORDING_EVERY)
     unseen = number % HELD_OUT_WORDING_EVERY == HELD_OUT_WORDING_EVERY - 1
     scene = draw_scene(EVALUATION_SEED + number, FRAMES / 16)
     edits = draw_edits(scene, len(TASKS), held_out_wording=unseen)
@@ -59,27 +64,25 @@ def stream_clip(session: ChunkSession, frames: np.ndarray, text: str, seed: int)
     return np.concatenate(out)
 
 
-def run_suite(session: ChunkSession, clips: int, seed: int = 0) -> Iterator[SuiteClip]:
-    """Render, edit and score ``clips`` evaluation clips, one after another."""
+def run_suite(
+    session: ChunkSession, clips: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
+) -> Iterator[SuiteClip]:
+    """Render, edit and score ``clips`` evaluation clips, one after another; tasks take turns."""
     from egoedit_ros.data.sim.render import Simulator
 
     chunks = tuple(frames_in_chunk(session.chunk_latents, first) for first in (True, False))
     simulator = Simulator(*session.size)
     try:
         for number in range(clips):
-            scene, edit, unseen = suite_edit(number)
+            scene, edit, unseen = suite_edit(number, tasks)
             clip = simulator.render_clip(scene, [edit], FRAMES)
             edited = stream_clip(session, clip.source, edit.instruction, seed)
-            old = scene.things[edit.index]
-            pairs = {(old.kind, old.color)}
-            if edit.task != "remove":
-                pairs.add((edit.after.kind, edit.after.color))
             row = {
                 "seed": scene.seed,
                 "task": edit.task,
                 "instruction": edit.instruction,
                 "held_out_wording": unseen,
-                "held_out_pair": bool(pairs & HELD_OUT_PAIRS),
+                "held_out_pair": bool(touched_pairs(scene, edit) & HELD_OUT_PAIRS),
             }
             row |= score_clip(clip.source, clip.targets[0], edited, clip.hand)
             unaided, why = score_unaided(clip.source, edited, edit.task, chunks)
@@ -90,7 +93,7 @@ def run_suite(session: ChunkSession, clips: int, seed: int = 0) -> Iterator[Suit
 
 def summarise(rows: list[dict]) -> dict:
     """``mean`` (over tasks), ``tasks`` and ``clips`` of the contract."""
-    tasks = {t: mean_of([r for r in rows if r["task"] == t]) for t in TASKS}
+    tasks = {t: mean_of([r for r in rows if r["task"] == t]) for t in ALL_TASKS}
     tasks = {t: m for t, m in tasks.items() if any(r["task"] == t for r in rows)}
     return {"mean": mean_of(list(tasks.values())), "tasks": tasks, "clips": rows}
 

@@ -118,15 +118,21 @@ def _edit(args: argparse.Namespace) -> tuple[dict, list]:
         summarise,
         summarise_unaided,
     )
+    from egoedit_ros.data.sim.tasks import parse_tasks
+    from egoedit_ros.data.sim.vocabulary import TASKS
 
+    tasks = parse_tasks(args.tasks) if args.tasks else TASKS
     session = _open(args)
-    clips = list(tqdm(run_suite(session, args.clips), total=args.clips, unit="clip"))
+    run = run_suite(session, args.clips, tasks=tasks)
+    clips = list(tqdm(run, total=args.clips, unit="clip"))
     if args.sheet:
         contact_sheet(clips, args.sheet)
     content = summarise([c.row for c in clips])
     content |= {"nfe": getattr(session, "nfe", 0), "streaming": True}
     content["unaided"] = summarise_unaided(clips)
-    content |= provenance(_config(session) | {"suite": "sim", "clips": args.clips}, None)
+    content |= provenance(
+        _config(session) | {"suite": "sim", "clips": args.clips, "tasks": ",".join(tasks)}, None
+    )
     rows = _task_rows(content, METRICS) + [("", "")]
     rows += _task_rows(content["unaided"], LOCAL_METRICS)
     rows += [(f"no {name}", why) for name, why in content["unaided"]["unavailable"].items()]

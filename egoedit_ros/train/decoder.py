@@ -32,7 +32,7 @@ from egoedit_ros.train.autoencoder import (
     picture_loss,
     ssim_loss,
 )
-from egoedit_ros.train.latents import load_frozen, to_pixels
+from egoedit_ros.train.latents import SIDES, load_frozen, to_pixels
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import ResidentClips
@@ -126,7 +126,7 @@ class DecoderStep:
             edit = int(rng.integers(len(clip.targets)))
             first = 1 + 4 * int(rng.integers(0, (len(clip.source) - 1) // 4))
             pair = np.stack([clip.source[first : first + 4], clip.targets[edit][first : first + 4]])
-            if rng.random() < 0.5:
+            if rng.random() < 0.5 and not SIDES.search(clip.instructions[edit]):
                 pair = np.ascontiguousarray(pair[:, :, :, ::-1])
             changed = np.abs(pair[0].astype(np.int16) - pair[1]).max(-1).max(0) > 12
             corners.append(crop_corner(rng, changed, self.data.crop, self.data.crop))

@@ -55,6 +55,25 @@ def test_a_model_that_does_nothing_scores_nothing():
 
 
 @pytest.mark.egl
+def test_any_task_can_be_evaluated_and_a_whole_picture_has_nothing_to_keep():
+    tasks = ("add", "stylize", "sketch_to_video")
+    clips = list(run_suite(NullSession(), 3, tasks=tasks))
+    assert [c.row["task"] for c in clips] == list(tasks)
+    rows = summarise([c.row for c in clips])["tasks"]
+    assert list(rows) == list(tasks)
+    assert all(rows[t]["edit_gain"] == pytest.approx(0, abs=1e-6) for t in tasks)
+    assert rows["add"]["keep_psnr"] > 40
+    unaided = summarise_unaided(clips)["tasks"]
+    assert unaided["add"]["background_psnr"] == 60
+    assert unaided["stylize"]["background_psnr"] is None
+
+
+def test_a_task_that_there_is_not_is_named(capsys):
+    assert main(["bench", "edit", "--suite", "sim", "--tasks", "levitate"]) == 2
+    assert "levitate" in capsys.readouterr().err
+
+
+@pytest.mark.egl
 @pytest.mark.slow
 def test_the_bundled_model_edits(tmp_path):
     file, sheet = tmp_path / "sim.json", tmp_path / "sheet.png"
