@@ -48,6 +48,17 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
 
 
+def frame_gain(
+    source: np.ndarray, target: np.ndarray, edited: np.ndarray, mask: np.ndarray
+) -> float | None:
+    """ssim_gain of one frame, in the box around its edited pixels; None: too few of them."""
+    if mask.sum() < FEWEST_PIXELS:
+        return None
+    box = _box(mask)
+    undone = _ssim(source[box], target[box])
+    return (_ssim(edited[box], target[box]) - undone) / max(1 - undone, 1e-6)
+
+
 def _psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float | None:
     """PSNR in dB over ``where``, capped at 60; None where there is nothing to compare."""
     if not where.any():
@@ -64,14 +75,13 @@ def score_clip(
     before = after = 0.0
     gains = []
     for s, t, e, m in zip(source, target, edited, mask, strict=True):
-        if m.sum() < FEWEST_PIXELS:
+        gain = frame_gain(s, t, e, m)
+        if gain is None:
             continue
         goal = t[m].astype(np.float64)
         after += float(((e[m] - goal) ** 2).sum())
         before += float(((s[m] - goal) ** 2).sum())
-        box = _box(m)
-        undone = _ssim(s[box], t[box])
-        gains.append((_ssim(e[box], t[box]) - undone) / max(1 - undone, 1e-6))
+        gains.append(gain)
     return {
         "edit_gain": 1 - after / before if before else None,
         "ssim_gain": float(np.mean(gains)) if gains else None,

@@ -95,6 +95,25 @@ def test_a_fault_in_the_warm_up_is_an_error(ros):
     node.destroy_node()
 
 
+def test_how_instructions_switch_reaches_the_session_and_has_bounds(ros):
+    told = []
+
+    def open_model(**kwargs):
+        told.append(kwargs)
+        return InvertingSession()
+
+    more = [Parameter("recache", value=True), Parameter("blend_chunks", value=2)]
+    node = EditorNode(open_model=open_model, parameter_overrides=more)
+    assert node.trigger_configure() == SUCCESS
+    assert (told[0]["recache"], told[0]["blend_chunks"]) == (True, 2)
+    result = node.set_parameters([Parameter("blend_chunks", value=3)])[0]
+    assert not result.successful and "clean up first" in result.reason
+    node.free()
+    node.destroy_node()
+    with pytest.raises(UserError, match="blend_chunks"):
+        EditorNode(parameter_overrides=[Parameter("blend_chunks", value=1001)])
+
+
 def test_an_impossible_transition_is_refused_and_the_node_lives_on(make):
     rig = make()
     request = Transition(id=Transition.TRANSITION_CLEANUP)
