@@ -16,6 +16,9 @@ import numpy as np
 SHOWN = {
     "autoencoder": ("loss", "gain", "plain_psnr"),
     "flow": ("loss", "latent_gain", "outside"),
+    "causal": ("loss", "latent_gain", "outside"),
+    "rollout": ("loss", "latent_gain", "ssim"),
+    "self": ("critic_loss", "latent_gain", "gradient"),
     "decoder": ("loss", "gain", "ssim"),
 }
 
@@ -34,13 +37,14 @@ def main(output: Path, logs: list[Path]) -> None:
         entries = [json.loads(line) for line in log.read_text().splitlines()]
         minutes = np.array([e["seconds"] for e in entries]) / 60
         name_of_log = log.name.split(".")[0]
-        stage = name_of_log.removeprefix("more_")
+        stage = name_of_log.removeprefix("more_").removeprefix("gpu_")
         for axis, name in zip(row, SHOWN.get(stage.split("_")[0], ("loss",)), strict=False):
-            values = np.array([e[name] for e in entries])
-            axis.plot(minutes, values, color="#9bb7d4", linewidth=0.7)
-            axis.plot(minutes, smooth(values), color="#1f4e79", linewidth=1.8)
+            there = [i for i, e in enumerate(entries) if name in e]
+            values = np.array([entries[i][name] for i in there])
+            axis.plot(minutes[there], values, color="#9bb7d4", linewidth=0.7)
+            axis.plot(minutes[there], smooth(values), color="#1f4e79", linewidth=1.8)
             axis.set_title(f"{name_of_log}: {name.replace('_', ' ')}", fontsize=10)
-            axis.set_xlabel("minutes on two cores")
+            axis.set_xlabel("minutes")
             axis.grid(alpha=0.25)
             if name == "loss":
                 axis.set_ylim(0, float(np.quantile(values, 0.98)))

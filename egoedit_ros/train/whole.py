@@ -32,17 +32,14 @@ USUAL_DISTILLING |= {"schedule": "constant"}
 
 
 def render(folder: Path, told: dict) -> subprocess.Popen:
-    """Start ``egoedit data sim`` with these options (seed, clips, workers, tasks, frames)."""
+    """Start ``egoedit data sim`` with these options (seed, clips, workers, tasks, frames); what it
+    says goes to a file beside the folder."""
     command = [sys.executable, "-m", "egoedit_ros.data.sim.cli", "sim", "-o", str(folder)]
     for name, value in told.items():
         command += [f"--{name}", str(value)]
-    quiet = {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        env=os.environ | quiet,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder.parent / f"{folder.name}.log").open("w"),
-    )
+    with folder.with_suffix(".log").open("w") as log:
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=alone, stdout=subprocess.DEVNULL, stderr=log)
 
 
 class Whole:
@@ -76,7 +73,7 @@ class Whole:
         alone(group, "whole")
         folder = self.work.folders["clips"]
         folder.mkdir(parents=True, exist_ok=True)
-        renderers, kept = [], []
+        renderers: list[subprocess.Popen] = []
         try:
             for number, told in enumerate([self.validation, *self.renders]):
                 if told.get("workers") != 0:  # 0: another process renders
@@ -92,7 +89,6 @@ class Whole:
                     group.device,
                 ) as unseen,
             ):
-                kept += [clips, unseen]
                 for name in self.stages:
                     made = self._stage(name, clips, unseen)
                     print(f"{name}: {clips.count} clips, {made}", flush=True)
