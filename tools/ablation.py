@@ -209,7 +209,7 @@ def pairs(given: argparse.Namespace) -> None:
         if share:
             more = {"latents": given.latents, "weight": 2.0, "tasks": change, "share": share}
             sources.append(more | {"name": "object change"})
-        view = {"frames": 1, "crop": 16, "batch": 48}
+        view = {"frames": 1, "crop": 10, "batch": 64}
         data = FlowData(
             Path(given.latents), sources=tuple(sources), mask_layer=2, workers=1, pure_noise=0.6,
             edited_weight=6.0, **view,
@@ -217,6 +217,7 @@ def pairs(given: argparse.Namespace) -> None:
         settings = TrainSettings(
             given.work / f"share_{share:g}", "flow", "small", steps=10**6, minutes=given.minutes,
             lr=0.002, warmup=30, optimizer="muon", seed=31, ema=0.99, config=config, save_every=500,
+            log_every=5,
         )  # fmt: skip
         path = train_flow(settings, data)
         from egoedit_ros.model.checkpoint import fill, read_safetensors
@@ -230,7 +231,7 @@ def pairs(given: argparse.Namespace) -> None:
         for task in ("recolour", "replace", "remove"):
             clips = list(LatentFolder(Path(given.validation), (task,)))
             rng, noise = np.random.default_rng(5), torch.Generator().manual_seed(5)
-            told = FlowData(Path(given.validation), batch=256, frames=1, crop=16)
+            told = FlowData(Path(given.validation), batch=256, frames=1, crop=10)
             batch = sample_batch(rng, clips, told)
             with torch.no_grad():
                 denoise = Denoiser(net, config, batch.source, batch.text, batch.corners)
