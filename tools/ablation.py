@@ -6,7 +6,7 @@
     python tools/ablation.py pairs --latents LATENTS --validation LATENTS --minutes 5
     python tools/ablation.py tables
 
-Rows go to docs/ablation.json, tables and plots to docs/ablation.md and docs/ablation_*.png.
+Rows go to docs/ablation.json, tables and plots to docs/ablation.md and docs/ablation.png.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _film(given: argparse.Namespace, index: int) -> tuple[np.ndarray, np.ndarray
     from egoedit_ros.data.sim.render import Simulator
     from egoedit_ros.data.sim.scene import draw_edits, draw_scene
 
-    count = 1 + 12 * (given.seconds * FPS // 12)  # whole chunks of 1 and of 3 latent frames
+    count = 1 + 12 * (given.seconds * FPS // 12)  # chunks of 3 latent frames leave out the last 4
     scene = draw_scene(LONG_SEEDS + index, given.seconds + 1)
     edit = draw_edits(scene, 3)[index % 3]
     kept = given.work / f"{scene.seed}_{count}.npz"

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -46,15 +47,20 @@ class MiniLM:
         if [m for m in missing if "position_ids" not in m]:
             raise UserError(f"the text encoder in {folder} lacks {missing[0]}; install it again")
         self._model = model.eval().requires_grad_(False)
+        self._lock = threading.Lock()  # it is shared, and may be moved to another device
 
     @torch.no_grad()
     def __call__(self, text: str) -> Tensor:
         ids = self._tokenizer.encode(text).ids
-        model = self._model.to("cpu")
-        with torch.autocast("cpu", enabled=False):
-            hidden = model(
-                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long()
-            ).last_hidden_state[0]
+        with self._lock:
+            place = self._model.device  # where many() left it
+            coded = torch.tensor([ids], device=place)
+            with torch.autocast(place.type, enabled=False):
+                hidden = (
+                    self._model(input_ids=coded, attention_mask=torch.ones_like(coded))
+                    .last_hidden_state[0]
+                    .cpu()
+                )
         out = torch.zeros(self.length, hidden.shape[-1])
         out[: len(ids)] = hidden
         return out
@@ -69,7 +75,7 @@ class MiniLM:
         for row, some in enumerate(coded):
             ids[row, : len(some)], known[row, : len(some)] = torch.tensor(some), 1
         ids, known = ids.to(device), known.to(device)
-        with torch.autocast(device.type, enabled=False):
+        with self._lock, torch.autocast(device.type, enabled=False):
             hidden = self._model.to(device)(input_ids=ids, attention_mask=known).last_hidden_state
         out = torch.zeros(len(coded), self.length, hidden.shape[-1], device=device)
         out[:, :longest] = hidden * known.unsqueeze(-1)

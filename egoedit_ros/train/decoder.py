@@ -43,7 +43,7 @@ def decoded_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What decoded frames ``[N, T, 3, H, W]`` and mask logits ``[N, T, H, W]`` of an edit lack.
 
-    mine: the samples that figures are made of.
+    mine: the samples that ``gain`` is of; ``ssim`` is of all.
     """
     frames, logits = frames.float(), logits.float()
     edited = ((source - target).abs().amax(2) > EDITED).float()

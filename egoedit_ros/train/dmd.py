@@ -37,7 +37,7 @@ from egoedit_ros.train.batches import (
     sample_batch,
 )
 from egoedit_ros.train.denoise import LEAST_SIGMA, Denoiser, guided
-from egoedit_ros.train.flow import empty_text, new_transformer, uses_velocity
+from egoedit_ros.train.flow import empty_text, new_transformer, uses_velocity, weighted
 from egoedit_ros.train.loop import Critic, Trainer, TrainSettings
 from egoedit_ros.train.parallel import Group, join
 
@@ -165,9 +165,7 @@ class Distiller:
             gradient = dmd_gradient(made, fake, real)
         loss = dmd_loss(made, gradient)
         if self.distill.target_weight:
-            weight = 1 + (view.edited_weight - 1) * batch.edited.unsqueeze(2)
-            error = ((made - batch.target).square() * weight).mean()
-            loss = loss + self.distill.target_weight * error
+            loss = loss + self.distill.target_weight * weighted(made, batch, view)[0]
         with torch.no_grad():
             inside = batch.edited.unsqueeze(2)
             error = (made - batch.target).square() * inside

@@ -47,6 +47,7 @@ class Trainer:
     learns between the steps of the first. data: the stage's other settings, a resumed run must
     have the same. batch: what the last step was about, saved when the loss is no number. sampler:
     makes samples of (averaged network, step) and gives figures; every process calls it.
+    rolls_out: a step computes with and without gradient.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Trainer:
         group: Group | None = None,
         batch: Callable[[], dict[str, Tensor]] | None = None,
         sampler: Callable[[nn.Module, int], dict[str, float]] | None = None,
+        rolls_out: bool = False,
     ) -> None:
         settings.check()
         self.model = model
@@ -70,6 +72,7 @@ class Trainer:
         self._finish = finish
         self._batch = batch
         self._sampler = sampler
+        self._rolls_out = rolls_out
         self._facts = dataclasses.asdict(dataclasses.replace(settings, watch=None)) | (data or {})
         if settings.config is not None:
             self._facts["config"] = settings.config.to_dict()
@@ -205,7 +208,7 @@ class Trainer:
         mixed = settings.bf16 and dtype is torch.bfloat16
         # No kept casts where one step computes with and without gradient: a cast made without
         # would be used with, and the gradient lost.
-        keep = len(self.parts) == 1
+        keep = len(self.parts) == 1 and not self._rolls_out
         with (
             self._saving_on_failure(),
             torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=keep),

@@ -55,8 +55,8 @@ class Group:
 
     def mean(self, numbers: dict[str, Tensor | float]) -> dict[str, float]:
         """The mean of each number over the processes."""
-        if not numbers:
-            return {}
+        if self.count == 1 and not any(isinstance(v, Tensor) for v in numbers.values()):
+            return {k: float(v) for k, v in numbers.items()}
         # One wait for the device, however many numbers there are.
         tensors = [torch.as_tensor(v, device=self.device).detach() for v in numbers.values()]
         both = torch.stack([_here(t).double() for t in tensors])

@@ -11,6 +11,7 @@ bit.
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ class ResidentClips:
     def wait_for(self, count: int, seconds: float = 600.0) -> None:
         """Until so many clips are here. Raises UserError when none comes for ``seconds``."""
         last, since = self.count, time.monotonic()
-        while self.count < min(count, self.data.clips):
+        while self.count < min(count, self._room()):
             self._check()
             if self.count > last:
                 last, since = self.count, time.monotonic()
@@ -131,10 +132,14 @@ class ResidentClips:
         except Exception as error:  # raised where the next batch is drawn
             self._failure = error
 
+    def _room(self) -> int:
+        """Clips there is room for. Without an encoder, only such as can be encoded later."""
+        return self.data.clips if self._encoder is not None else len(self.video)
+
     def _new_paths(self) -> list[Path]:
         """Some that were not read. Looks seldom: listing thousands of names takes the interpreter
         from the thread that trains."""
-        room = self.data.clips - self.count
+        room = self._room() - self.count
         if not self._waiting and room and time.monotonic() - self._looked > LOOK_EVERY:
             self._looked = time.monotonic()
             names = [
@@ -147,6 +152,8 @@ class ResidentClips:
             self._seen |= new
             paths = [Path(folder) / name for folder, name in sorted(new)]
             self._waiting = [p for p in paths if int(p.stem) < self.data.below]
+            # Every folder's clips among those that keep their pixels, which are the first ones.
+            random.Random(len(self._seen)).shuffle(self._waiting)
         count = min(READ_AT_ONCE, room)
         paths, self._waiting = self._waiting[:count], self._waiting[count:]
         return paths
@@ -237,7 +244,11 @@ class ResidentClips:
         self.wait_for(max(1, self.data.wait))
         made = torch.Generator(self.device)
         made.manual_seed(int(rng.integers(2**62)))
-        clip, edit, chance = self._entries
+        entries = self._entries
+        if self._stream is not None:  # made on the reading thread's stream
+            for column in entries:
+                column.record_stream(torch.cuda.current_stream(self.device))
+        clip, edit, chance = entries
         if with_pixels:
             chance = chance * (clip < len(self.video))
         drawn = torch.multinomial(chance, count, replacement=True, generator=made)
@@ -250,6 +261,8 @@ class ResidentClips:
         where they are. with_pixels: of clips whose pixels are here."""
         made, clip, edit = self._draw(rng, data.batch, with_pixels)
         n, frames = data.batch, data.frames
+        if frames > self.latents.shape[3]:
+            raise UserError(f"clips have {self.latents.shape[3]} latent frames, not {frames}")
         uniform = lambda: torch.rand(n, generator=made, device=self.device)  # noqa: E731
         turn = (uniform() * 2).long()
         free = self.latents.shape[3] - frames + 1
@@ -308,6 +321,8 @@ class ResidentClips:
     def sample(self, rng: np.random.Generator, batch: int, size: int) -> tuple[Tensor, Tensor]:
         """Squares of single latent frames around edits, in some light: source, target
         ``[batch, 4, 3, size, size]`` in -1..1."""
+        if size % CELL or size > min(self.video.shape[3:5]):
+            raise UserError(f"a crop of {size} pixels: give a multiple of {CELL} inside the frame")
         made, clip, edit = self._draw(rng, batch, True)
         uniform = lambda *s: torch.rand(batch, *s, generator=made, device=self.device)  # noqa: E731
         turn = (uniform() * 2).long()

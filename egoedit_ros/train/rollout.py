@@ -37,13 +37,13 @@ from egoedit_ros.train.self_forcing import rollout_stream
 
 @dataclass(frozen=True)
 class RolloutData:
-    """autoencoder: its weights. steps: how often a stream of so many steps is drawn; one of its
+    """autoencoder: its weights. of_steps: how often a stream of so many steps is drawn; one of its
     steps, drawn evenly, is what learns. pixels: weight of the loss on decoded squares of ``square``
-    pixels; latents: of the loss on latents."""
+    pixels; in_latents: of the loss on latents."""
 
     autoencoder: Path
-    steps: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.25, 4: 0.25})
-    latents: float = 1.0
+    of_steps: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.25, 4: 0.25})
+    in_latents: float = 1.0
     pixels: float = 1.0
     square: int = 128
 
@@ -106,14 +106,14 @@ def train_rollout(
         view = data.draw_view(rng)
         batch, where = resident.draw(rng, view, with_pixels=True)
         seen[:] = [batch]
-        nfe, exit_step = draw_steps(rng, given.steps)
+        nfe, exit_step = draw_steps(rng, given.of_steps)
         draw = lambda shape, *_: group.normal(noise, shape)  # noqa: E731
         if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
             made = rollout_whole(config, nfe, bool(view.crop))(model, batch, exit_step, draw)
         else:
             made = rollout_stream(model, config, batch.source, batch.text, exit_step, nfe, draw)
         loss, report = weighted(made.float(), batch, view)
-        loss = given.latents * loss
+        loss = given.in_latents * loss
         if given.pixels:
             decoded = decode_squares(autoencoder, made, batch, where, resident, given.square, noise)
             in_pixels, figures = decoded_loss(*decoded)
@@ -128,6 +128,7 @@ def train_rollout(
         group=group,
         batch=lambda: seen[0].tensors() if seen else {},
         sampler=sampler,
+        rolls_out=True,
     ).run()
 
 

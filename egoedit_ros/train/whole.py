@@ -27,6 +27,16 @@ from egoedit_ros.train.rollout import RolloutData, Validation, train_rollout
 from egoedit_ros.train.self_forcing import train_self_forcing
 from egoedit_ros.train.stages import build
 
+KNOWN = (
+    "autoencoder",
+    "flow",
+    "flow_whole",
+    "dmd",
+    "causal",
+    "rollout",
+    "self_forcing",
+    "decoder",
+)
 USUAL_DISTILLING = {"betas": (0.0, 0.999), "clip": 10.0, "ema": 0.99, "warmup": 1}
 USUAL_DISTILLING |= {"schedule": "constant"}
 
@@ -54,6 +64,10 @@ class Whole:
         self.validation = dict(self._take("validation", dict))
         self.most = self.validation.pop("most", 64)
         self.device = self.section.pop("device", "auto")
+        wrong = [name for name in self.stages if name not in KNOWN]
+        if wrong or not self.stages:
+            said = f"has no stage {wrong[0]!r}" if wrong else "names no stage"
+            raise UserError(f"whole {said}; use some of: {', '.join(KNOWN)}")
         if self.section:
             raise UserError(f"whole has no setting {sorted(self.section)[0]}; leave it out")
 
@@ -92,6 +106,9 @@ class Whole:
                 for name in self.stages:
                     made = self._stage(name, clips, unseen)
                     print(f"{name}: {clips.count} clips, {made}", flush=True)
+                    watch = self.work.watch
+                    if watch is not None and watch.stopped():
+                        break
             return made
         finally:
             for process in renderers:
@@ -99,6 +116,7 @@ class Whole:
 
     def _stage(self, name: str, clips: ResidentClips, unseen: ResidentClips) -> Path:
         part = self.work.part(name)
+        part.section.setdefault("device", self.device)
         autoencoder = self.output / "autoencoder.safetensors"
         start = part.path("start")
         if name == "autoencoder":
@@ -120,15 +138,17 @@ class Whole:
         validation = Validation(unseen, self.config, autoencoder, self.most)
         if name == "rollout":
             settings, rest = part.settings()
-            given = {k: rest.pop(k) for k in ("pixels", "square") if k in rest}
-            given |= {"steps": rest.pop("of_steps")} if "of_steps" in rest else {}
-            given |= {"latents": rest.pop("in_latents")} if "in_latents" in rest else {}
+            names = ("pixels", "square", "of_steps", "in_latents")
+            given = {k: rest.pop(k) for k in names if k in rest}
             data = build(FlowData, part.flow_values(rest))
             told = build(RolloutData, {"autoencoder": autoencoder} | given)
             return train_rollout(settings, data, told, clips, start, validation)
         if name in ("dmd", "self_forcing"):
             given = {k: part.path(k) for k in ("teacher", "fake")}
-            settings, rest = part.settings(USUAL_DISTILLING)
+            if given["teacher"] is None:
+                raise UserError(f"{name} names no teacher; give the weights that flow left")
+            usual = {"critic_steps": 5 if name == "dmd" else 10}
+            settings, rest = part.settings(USUAL_DISTILLING | usual)
             names = set(DistillData.__dataclass_fields__)
             given |= {k: v for k, v in rest.items() if k in names}
             rest = {k: v for k, v in rest.items() if k not in names}
@@ -138,4 +158,6 @@ class Whole:
             return train(settings, data, told, start, validation, clips)
         settings, rest = part.settings()
         data = build(FlowData, part.flow_values(rest))
+        if name == "causal" and data.attention != "causal":
+            raise UserError("the stage causal trains causal attention; leave out attention")
         return train_flow(settings, data, start, validation, clips)

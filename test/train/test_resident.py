@@ -76,9 +76,10 @@ def test_latents_are_those_of_the_stage_latents(tmp_path, autoencoder, text):
 
 
 def test_pictures_are_the_windows_pixels_also_of_mirrored_squares(tmp_path):
-    for number in (3, 4):
-        write_stored(tmp_path, _clip(number))
+    write_stored(tmp_path, _clip(3))
     with _open(tmp_path) as clips:
+        clips.wait_for(1, seconds=20)
+        write_stored(tmp_path, _clip(4))
         clips.wait_for(2, seconds=20)
         corners = torch.tensor([[8, 16], [0, 24]])
         for turn in (0, 1):
@@ -111,6 +112,29 @@ def test_drawn_windows_belong_to_their_pixels_and_hold_the_edit(tmp_path, autoen
         source, target = clips.pictures(where, 2 * batch.corners * 8, (32, 32))
         changed = (source != target).any(3).any(2)[:, 0].unflatten(1, (4, 8)).unflatten(3, (4, 8))
         assert torch.equal(changed.any(2).any(3), batch.edited[:, 0].bool())
+
+
+def test_clips_without_pixels_wait_for_the_encoder_and_all_have_latents(tmp_path, autoencoder):
+    for number in range(3, 7):
+        write_stored(tmp_path, _clip(number))
+    data = ResidentData((tmp_path,), clips=4, pixels=1, frames=5, edits=2)
+    with ResidentClips(data, CONFIG, torch.device("cpu")) as clips:
+        clips.wait_for(4, seconds=20)
+        assert clips.count == 1
+        clips.encode_with(autoencoder)
+        clips.wait_for(4, seconds=20)
+        assert clips.count == 4
+        assert (clips.latents[:, :, :2].flatten(1) != 0).any(1).all()
+
+
+def test_what_does_not_fit_the_clips_is_told(tmp_path, autoencoder):
+    write_stored(tmp_path, _clip(3))
+    with _open(tmp_path) as clips:
+        clips.encode_with(autoencoder)
+        with pytest.raises(UserError, match="2 latent frames, not 3"):
+            clips.draw(np.random.default_rng(0), FlowData(Path(), frames=3))
+        with pytest.raises(UserError, match="multiple of 8"):
+            clips.sample(np.random.default_rng(0), 2, 56)
 
 
 def test_corners_hold_a_wanted_cell_and_stay_inside():

@@ -96,6 +96,9 @@ def test_rollout_alone_says_where_it_belongs(tmp_path):
     with pytest.raises(UserError, match="stages of whole"):
         run_stage("rollout", _recipe(tmp_path))
     recipe = _recipe(tmp_path / "b")
+    recipe["whole"]["stages"] = ["flow", "latents"]
+    with pytest.raises(UserError, match="no stage 'latents'"):
+        run_stage("whole", recipe)
     recipe["whole"] = {"stages": ["flow"]}
     with pytest.raises(UserError, match="give render"):
         run_stage("whole", recipe)
