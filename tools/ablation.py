@@ -4,6 +4,7 @@
     python tools/ablation.py teacher FLOW.safetensors --autoencoder AE.safetensors --clips 60
     python tools/ablation.py streams MODEL_FOLDER --name rollout --chunks 1,3 --steps 1,2,4
     python tools/ablation.py pairs --latents LATENTS --validation LATENTS --minutes 5
+    python tools/ablation.py limits egoedit_ros/weights/edge --name bundled
     python tools/ablation.py tables
 
 Rows go to docs/ablation.json, tables and plots to docs/ablation.md and docs/ablation.png.
@@ -34,6 +35,7 @@ from egoedit_ros.bench.simulator_metrics import (  # noqa: E402
 DOCS = ROOT / "docs"
 ROWS = DOCS / "ablation.json"
 FPS = 16
+UNUSED_SEEDS = 500_000  # neither training nor any suite has them
 LONG_SEEDS = 1_000_500  # of the long streams: evaluation seeds that no suite uses
 
 
@@ -184,6 +186,70 @@ def _measure(
     }
 
 
+# --- what the autoencoder allows -------------------------------------------------------------------
+
+
+def limits(given: argparse.Namespace) -> None:
+    """A model's streams beside its autoencoder alone, which gets the target's own latents."""
+    from egoedit_ros.bench.simulator_metrics import mean_of, score_clip
+    from egoedit_ros.bench.simulator_suite import stream_clip
+    from egoedit_ros.data.sim.render import Simulator
+    from egoedit_ros.data.sim.scene import draw_edits, draw_scene
+    from egoedit_ros.stream.edit_session import EditSession, load_model
+
+    model = load_model(given.model, "cpu")
+    session, simulator = EditSession(model), Simulator()
+    rows: dict[str, list[dict]] = {"streams": [], "exact latents": []}
+    tasks: list[str] = []
+    for seed in range(UNUSED_SEEDS, UNUSED_SEEDS + given.scenes):
+        scene = draw_scene(seed, 1.0)
+        edits = draw_edits(scene, 3)
+        clip = simulator.render_clip(scene, edits, 17)
+        for edit, target in zip(edits, clip.targets, strict=True):
+            tasks.append(edit.task)
+            streamed = stream_clip(session, clip.source, edit.instruction, 0)
+            for name, edited in (
+                ("streams", streamed),
+                ("exact latents", _exact(model.autoencoder, clip.source, target)),
+            ):
+                rows[name].append(score_clip(clip.source, target, edited, clip.hand))
+    simulator.close()
+    made = []
+    for name, scores in rows.items():
+        by_task = [
+            mean_of([s for s, t in zip(scores, tasks, strict=True) if t == task])
+            for task in dict.fromkeys(tasks)
+        ]
+        made.append({"name": f"{given.name}: {name}", "edits": len(tasks)} | mean_of(by_task))
+    jumps = []
+    for index in range(2):
+        source, target, _ = _film(given, index)
+        source, target = source[321:481], target[321:481]  # ten seconds, whole latent frames
+        edited = _exact(model.autoencoder, source, target, first=False)
+        jumps.append(_measure(source, target, edited, list(range(4, 161, 4)))["border"])
+    made[1] |= {"borders": " and ".join(f"{jump:.1f}" for jump in jumps)}
+    made[0] |= {"borders": "above"}
+    print(made)
+    add_rows("limits", made, given)
+
+
+def _exact(autoencoder, source: np.ndarray, target: np.ndarray, first: bool = True) -> np.ndarray:
+    """The target through the autoencoder, decoded beside the source as an edit is."""
+    import torch
+
+    from egoedit_ros.model.autoencoder import composite
+    from egoedit_ros.train.latents import to_pixels
+
+    stream = autoencoder.open_stream()
+    with torch.inference_mode():
+        camera, wanted = to_pixels(source)[0], to_pixels(target)[0]
+        beside = stream.encode(camera, first)
+        frames, logits = stream.decode(stream.encode(wanted, first).latents, beside)
+        mask = torch.sigmoid(logits.float())[None]
+        made = composite(frames.float()[None], mask, camera[None])[0].clamp(-1, 1)
+    return ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
 # --- how much object-change data ------------------------------------------------------------------
 
 
@@ -257,6 +323,7 @@ def tables(given: argparse.Namespace) -> None:
         "teacher": ("name", "clips", *METRICS),
         "streams": ("weights", "chunk", "steps", "ssim_gain", "first", "last", "kept", "edit_gain",
                     "border", "fps"),
+        "limits": ("name", "edits", *METRICS, "borders"),
         "pairs": ("name", "steps", "recolour", "replace", "remove"),
     }  # fmt: skip
     for kind, names in columns.items():
@@ -334,6 +401,11 @@ def main() -> None:
                      default=[0.0, 0.25, 0.75, 1.0])  # fmt: skip
     one.add_argument("--minutes", type=float, default=5.0)
     one.set_defaults(run=pairs)
+    one = commands.add_parser("limits")
+    one.add_argument("model")
+    one.add_argument("--name", required=True)
+    one.add_argument("--scenes", type=int, default=8)
+    one.set_defaults(run=limits, seconds=60)
     commands.add_parser("tables").set_defaults(run=tables)
     given = parser.parse_args()
     given.run(given)
