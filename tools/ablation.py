@@ -186,7 +186,7 @@ def _measure(
     }
 
 
-# --- what the autoencoder allows -------------------------------------------------------------------
+# --- what the autoencoder allows -----------------------------------------------------------------
 
 
 def limits(given: argparse.Namespace) -> None:
@@ -228,7 +228,7 @@ def limits(given: argparse.Namespace) -> None:
         edited = _exact(model.autoencoder, source, target, first=False)
         jumps.append(_measure(source, target, edited, list(range(4, 161, 4)))["border"])
     made[1] |= {"borders": " and ".join(f"{jump:.1f}" for jump in jumps)}
-    made[0] |= {"borders": "above"}
+    made[0] |= {"borders": "-"}
     print(made)
     add_rows("limits", made, given)
 
