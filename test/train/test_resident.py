@@ -93,6 +93,38 @@ def test_pictures_are_the_windows_pixels_also_of_mirrored_squares(tmp_path):
                     torch.testing.assert_close(made[row, 1], part[1:])
 
 
+def test_pairs_between_targets_are_drawn_with_their_own_films(tmp_path, autoencoder):
+    clip = _clip(3, edits=2)
+    pairs = [(0, 1), (0, 2), (1, 2), (2, 1)]
+    crossed = StoredClip(
+        3, ["replace"] * 4, [f"edit {n}" for n in range(4)], clip.source, clip.targets, None,
+        pairs=pairs,
+    )  # fmt: skip
+    write_stored(tmp_path, crossed)
+    data = ResidentData((tmp_path,), clips=1, pixels=1, frames=5, edits=4, films=3)
+    with ResidentClips(data, CONFIG, torch.device("cpu")) as clips:
+        clips.encode_with(autoencoder)
+        clips.wait_for(1, seconds=20)
+        view = FlowData(Path(), batch=32, frames=2, crop=0, switched=0.0)
+        batch, where = clips.draw(np.random.default_rng(0), view, with_pixels=True)
+        assert len(where.edit.unique()) == 4
+        ends = [tuple(e) for e in clips.ends[0].tolist()]
+        assert sorted(ends) == sorted(pairs) and ends[:2] == pairs[:2]
+        films = clips.latents[0].float()
+        source, target = clips.pictures(where, 0 * batch.corners, (48, 64))
+        videos = [clip.source, *clip.targets]
+        for row in range(32):
+            before, after = ends[where.edit[row]]
+            turn = int(where.turn[row])
+            assert torch.equal(batch.source[row], films[turn, before])
+            assert torch.equal(batch.target[row], films[turn, after])
+            for made, film in ((source, before), (target, after)):
+                video = videos[film][:, :, ::-1] if turn else videos[film]
+                torch.testing.assert_close(made[row, 1], to_pixels(video[1:])[0])
+            changed = (source[row] != target[row]).any(1).any(1)[:, ::8, ::8]
+            assert torch.equal(changed, batch.edited[row].bool())
+
+
 def test_drawn_windows_belong_to_their_pixels_and_hold_the_edit(tmp_path, autoencoder):
     for number in (3, 4):
         write_stored(tmp_path, _clip(number, edits=2))

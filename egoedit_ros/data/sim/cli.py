@@ -8,6 +8,7 @@ from pathlib import Path
 
 from egoedit_ros.data.sim.tasks import ALL_TASKS, parse_tasks
 from egoedit_ros.data.sim.vocabulary import TASKS
+from egoedit_ros.errors import UserError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -23,6 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="all|NAME,...",
         help=f"default: {','.join(TASKS)}; there are: {', '.join(ALL_TASKS)}",
     )
+    parser.add_argument(
+        "--crossed",
+        action="store_true",
+        help="seven states of one thing, and the edits between any two, in place of --edits",
+    )
     parser.add_argument("--workers", type=int, default=None)
     parser.set_defaults(run=run)
 
@@ -33,13 +39,17 @@ def run(args: argparse.Namespace) -> int:
     from egoedit_ros.data.sim.generate import generate
 
     tasks = parse_tasks(args.tasks)
+    if args.edits < 1:
+        raise UserError(f"--edits is {args.edits}; give 1 or more")
+    if args.crossed and tasks != TASKS:
+        raise UserError("--crossed makes its own tasks; leave out --tasks")
     with tqdm(total=args.clips, unit="clip") as bar:
         for made in generate(
             args.output,
             args.seed,
             args.clips,
             frames=args.frames,
-            edits=args.edits,
+            edits=0 if args.crossed else args.edits,
             workers=args.workers,
             tasks=tasks,
         ):

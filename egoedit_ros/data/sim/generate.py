@@ -8,6 +8,7 @@ from pathlib import Path
 
 from egoedit_ros.data.clip import StoredClip, clip_path, read_clip, write_stored
 from egoedit_ros.data.crew import run_crew
+from egoedit_ros.data.sim.crossed import draw_crossed
 from egoedit_ros.data.sim.edits import draw_task_edits
 from egoedit_ros.data.sim.scene import draw_scene
 from egoedit_ros.data.sim.vocabulary import TASKS
@@ -21,8 +22,16 @@ FRAMES = 13
 def write_clip(
     simulator, folder: Path, seed: int, frames: int, edits: int, tasks: tuple[str, ...] = TASKS
 ) -> None:
-    """Render the clip of ``seed`` and put it in ``folder``, whole or not at all."""
+    """Render the clip of ``seed`` and put it in ``folder``, whole or not at all. edits 0: crossed
+    ones (:mod:`egoedit_ros.data.sim.crossed`)."""
     scene = draw_scene(seed, frames / 16)
+    if not edits:
+        drawn, pairs, told = draw_crossed(scene)
+        clip = simulator.render_clip(scene, drawn, frames)
+        names, texts = map(list, zip(*told, strict=True))
+        stored = StoredClip(seed, names, texts, clip.source, clip.targets, clip.hand, "", pairs)
+        write_stored(folder, stored)
+        return
     drawn = draw_task_edits(scene, edits, tasks)
     clip = simulator.render_clip(scene, drawn, frames)
     names, texts = [e.task for e in drawn], [e.instruction for e in drawn]
@@ -69,8 +78,11 @@ def generate(
 
 def _check_tasks(folder: Path, seed: int, frames: int, edits: int, tasks: tuple[str, ...]) -> None:
     """A folder holds the clips of one command: another one's would be mixed in unseen."""
-    clip = read_clip(clip_path(folder, seed))
-    wanted = [e.task for e in draw_task_edits(draw_scene(seed, frames / 16), edits, tasks)]
+    clip, scene = read_clip(clip_path(folder, seed)), draw_scene(seed, frames / 16)
+    if edits:
+        wanted = [e.task for e in draw_task_edits(scene, edits, tasks)]
+    else:
+        wanted = [task for task, _ in draw_crossed(scene)[2]]
     if clip.tasks != wanted:
         raise UserError(
             f"{folder} has clips with other tasks ({', '.join(clip.tasks)} for seed {seed}, not "
