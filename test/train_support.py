@@ -23,14 +23,21 @@ TINY = EditorConfig(
     window_chunks=2,
     nfe=3,
     transformer=TransformerConfig(
-        layers=2, heads=2, head_dim=24, ffn_dim=48, in_channels=8, out_channels=4, freq_dim=16
+        layers=2,
+        heads=2,
+        head_dim=24,
+        ffn_dim=48,
+        in_channels=8,
+        out_channels=4,
+        freq_dim=16,
+        gates=2,
     ),
     autoencoder=AutoencoderConfig(
         latent_channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=(1, 1)
     ),
 )
 VELOCITY = dataclasses.replace(
-    TINY, transformer=dataclasses.replace(TINY.transformer, anchored=False)
+    TINY, transformer=dataclasses.replace(TINY.transformer, anchored=False, gates=0)
 )
 
 
@@ -56,7 +63,8 @@ def cache_clips(folder: Path, count: int = 3, frames: int = 4) -> Path:
 def tiny_recipe(folder: Path, output: str) -> dict:
     """The model and folders of a recipe for :data:`TINY` (two sampling steps)."""
     transformer = dataclasses.asdict(TINY.transformer)
-    names = ("layers", "heads", "head_dim", "ffn_dim", "in_channels", "out_channels", "freq_dim")
+    names = ("layers", "heads", "head_dim", "ffn_dim", "in_channels", "out_channels", "freq_dim",
+             "gates")  # fmt: skip
     autoencoder = dataclasses.asdict(TINY.autoencoder)
     own = ("latent_channels", "width", "deep_width", "encoder_blocks", "decoder_blocks")
     return {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import fill, read_safetensors
-from egoedit_ros.model.config import AutoencoderConfig, EditorConfig
+from egoedit_ros.model.config import AutoencoderConfig
 from egoedit_ros.train.autoencoder import AutoencoderData
 
 COUNTS = (8, 16, 24, 32, 48, 64, 96, 128)
@@ -46,7 +46,7 @@ def main() -> None:
         print(f"{count:4d} directions: {psnr(made, test):.1f} dB", flush=True)
     if args.model:
         path = args.model / "autoencoder.safetensors"
-        model = EdgeAutoencoder(EditorConfig().autoencoder).eval()
+        model = EdgeAutoencoder(AutoencoderConfig()).eval()
         fill(model, read_safetensors(path), path)
         made, _ = model.decode(model.encode(test, fine=False).latents, None)
         print(f"{path}: {psnr(made, test):.1f} dB")

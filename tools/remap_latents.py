@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
-from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.config import get_config
 from egoedit_ros.train.autoencoder import AutoencoderData
 
 # Sizes of the old autoencoder, up to revision 9d89231.
@@ -97,6 +97,16 @@ def remap(weights: dict[str, Tensor], drawn: tuple[Tensor, ...]) -> dict[str, Te
     return {k: v.contiguous() for k, v in made.items()}
 
 
+def add_gates(weights: dict[str, Tensor], channels: int, gates: int) -> dict[str, Tensor]:
+    """Rows of zeros for an output's gates: they begin closed."""
+    made = dict(weights)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        rows = weights[name].unflatten(0, (-1, channels))
+        none = rows.new_zeros(len(rows), gates, *rows.shape[2:])
+        made[name] = torch.cat([rows, none], 1).flatten(0, 1).contiguous()
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("code", type=Path, help="autoencoder.py of the old revision")
@@ -109,11 +119,14 @@ def main() -> None:
     spec = importlib.util.spec_from_file_location("old_autoencoder", args.code)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    old, new = module.EdgeAutoencoder(OLD), EdgeAutoencoder(EditorConfig().autoencoder)
+    config = get_config("edge")
+    old, new = module.EdgeAutoencoder(OLD), EdgeAutoencoder(config.autoencoder)
     for model, path in ((old, args.old), (new, args.new)):
         model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     weights = {k: v.float() for k, v in load_file(args.transformer).items()}
-    save_file(remap(weights, draw(old.eval(), new.eval(), args.clips)), args.output)
+    made = remap(weights, draw(old.eval(), new.eval(), args.clips))
+    shape = config.transformer
+    save_file(add_gates(made, shape.out_channels, shape.gates), args.output)
 
 
 if __name__ == "__main__":

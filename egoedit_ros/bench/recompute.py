@@ -40,7 +40,7 @@ def diffusers_transformer(ours: Transformer) -> torch.nn.Module:
         num_attention_heads=config.heads,
         attention_head_dim=config.head_dim,
         in_channels=config.in_channels,
-        out_channels=config.out_channels,
+        out_channels=config.out_channels + config.gates,
         text_dim=config.text_dim,
         freq_dim=config.freq_dim,
         ffn_dim=config.ffn_dim,

@@ -66,8 +66,8 @@ class AutoencoderStream(Protocol):
 
 @dataclass(slots=True)
 class Encoded:
-    """latents ``[N, C, H/8, W/8]`` of about unit variance; fine: features ``[N, D, H/4, W/4]``, None
-    where they were not asked for."""
+    """latents ``[N, C, H/8, W/8]`` of about unit variance; fine: features ``[N, D, H/4, W/4]``,
+    None where they were not asked for."""
 
     latents: Tensor
     fine: Tensor | None

@@ -15,7 +15,9 @@ class TransformerConfig:
 
     in_channels counts noise and source latents together (EgoEdit App. B.1: concatenated along
     channels, before patchify); noise channels come first. anchored: the network predicts the
-    change from the source latents instead of the velocity, see :mod:`egoedit_ros.model.flow`.
+    change from the source latents instead of the velocity, see :mod:`egoedit_ros.model.flow`;
+    gates: how many bands of latent channels it can say of, cell by cell, that the source's are
+    gone.
     """
 
     layers: int = 8
@@ -33,6 +35,7 @@ class TransformerConfig:
     eps: float = 1e-6
     rope_theta: float = 10000.0
     anchored: bool = True
+    gates: int = 0
 
     @property
     def dim(self) -> int:
@@ -108,7 +111,7 @@ def _from(kind: type, values: dict, **more):
 
 
 def _edge() -> EditorConfig:
-    return EditorConfig()
+    return EditorConfig(window_chunks=1, transformer=TransformerConfig(gates=3))
 
 
 def _wan(name: str, layers: int, heads: int, ffn_dim: int) -> EditorConfig:

@@ -221,7 +221,8 @@ class Transformer(nn.Module):
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.norm_out = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.proj_out = nn.Linear(config.dim, config.out_channels * math.prod(config.patch))
+        made = config.out_channels + config.gates
+        self.proj_out = nn.Linear(config.dim, made * math.prod(config.patch))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def embed(self, latents: Tensor, first_channel: int = 0, bias: bool = True) -> Tensor:
@@ -260,7 +261,8 @@ class Transformer(nn.Module):
         attend: Attend,
         grid: tuple[int, int],
     ) -> Tensor:
-        """``tokens`` [B, F, S, D] to latents ``[B, F, C, h, w]``; ``grid``: token rows, columns."""
+        """``tokens`` [B, F, S, D] to latents, and gates behind them, ``[B, F, C, h, w]``; ``grid``:
+        token rows, columns."""
         x = tokens
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, modulation, text, attend)

@@ -38,12 +38,26 @@ from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import ResidentClips
 
 
+def change_loss(made: Tensor, wanted: Tensor, weight: Tensor, count: int) -> Tensor:
+    """L1 of what changes from picture to picture, across the borders of ``count`` latent frames
+    that follow each other, too: an eye sees a border that jumps. ``[n * count, T, 3, H, W]``."""
+    films = [x.unflatten(0, (-1, count)).flatten(1, 2) for x in (made, wanted, weight)]
+    made, wanted, weight = films
+    return ((made.diff(dim=1) - wanted.diff(dim=1)).abs() * weight[:, 1:]).mean()
+
+
 def decoded_loss(
-    frames: Tensor, logits: Tensor, source: Tensor, target: Tensor, mine: slice = slice(None)
+    frames: Tensor,
+    logits: Tensor,
+    source: Tensor,
+    target: Tensor,
+    mine: slice = slice(None),
+    count: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What decoded frames ``[N, T, 3, H, W]`` and mask logits ``[N, T, H, W]`` of an edit lack.
 
-    mine: the samples that ``gain`` is of; ``ssim`` is of all.
+    mine: the samples that ``gain`` is of; ``ssim`` is of all. count: latent frames in a row that
+    are of one stream.
     """
     frames, logits = frames.float(), logits.float()
     edited = ((source - target).abs().amax(2) > EDITED).float()
@@ -53,6 +67,7 @@ def decoded_loss(
     similar = ssim_loss(merged, target, near)
     loss = picture_loss(merged, target, weight) + 0.5 * picture_loss(frames, target, weight)
     loss = loss + 0.3 * F.binary_cross_entropy_with_logits(logits, edited) + 0.5 * similar
+    loss = loss + 0.5 * change_loss(merged, target, weight, count)
     with torch.no_grad():
         inside = edited[mine].unsqueeze(2)
         error = ((merged - target).square()[mine] * inside).sum()

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.transformer import Transformer
@@ -32,19 +33,22 @@ from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
 from egoedit_ros.train.self_forcing import rollout_stream
+from egoedit_ros.train.states import write_together
 
 
 @dataclass(frozen=True)
 class RolloutData:
     """autoencoder: its weights. of_steps: how often a stream of so many steps is drawn; one of its
     steps, drawn evenly, is what learns. pixels: weight of the loss on decoded squares of ``square``
-    pixels; in_latents: of the loss on latents."""
+    pixels; in_latents: of the loss on latents. with_decoder: the decoder learns beside the
+    transformer, and is left as ``decoder.safetensors``."""
 
     autoencoder: Path
     of_steps: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.25, 4: 0.25})
     in_latents: float = 1.0
     pixels: float = 1.0
     square: int = 128
+    with_decoder: bool = False
 
 
 def draw_steps(rng: np.random.Generator, steps: dict[int, float]) -> tuple[int, int]:
@@ -96,7 +100,18 @@ def train_rollout(
     alone(group, settings.stage)
     model = new_transformer(config, start, group)
     autoencoder = load_frozen(given.autoencoder, config, str(group.device)).float()
+    if given.with_decoder:
+        if not given.pixels:
+            raise UserError("with_decoder learns from pixels; give them a weight")
+        model.training_head = autoencoder
+        for name, parameter in autoencoder.named_parameters():
+            parameter.requires_grad_(name.startswith("decoder_"))
     seen: list[Batch] = []
+
+    def leave_decoder(averaged: Transformer) -> None:
+        weights = averaged.training_head.state_dict()
+        path = settings.output / "decoder.safetensors"
+        write_together([(path, weights, {"stage": "decoder", "model": settings.model})])
 
     def step(rng: np.random.Generator, noise: torch.Generator):
         view = data.draw_view(rng)
@@ -107,12 +122,15 @@ def train_rollout(
         if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
             made = rollout_whole(config, nfe, bool(view.crop))(model, batch, exit_step, draw)
         else:  # a crop's place does not matter: rotary embeddings are relative
-            made = rollout_stream(model, config, batch.source, batch.text, exit_step, nfe, draw)
+            longer = view.frames > 2 * config.chunk_latents  # or nothing would see any past
+            made = rollout_stream(
+                model, config, batch.source, batch.text, exit_step, nfe, draw, hide_first=longer
+            )
         loss, report = weighted(made.float(), batch, view)
         loss = given.in_latents * loss
         if given.pixels:
             decoded = decode_squares(autoencoder, made, batch, where, resident, given.square, noise)
-            in_pixels, figures = decoded_loss(*decoded)
+            in_pixels, figures = decoded_loss(*decoded, count=view.frames)
             loss, report = loss + given.pixels * in_pixels, report | figures
         return loss, report
 
@@ -120,6 +138,7 @@ def train_rollout(
         model,
         settings,
         step,
+        leave_decoder if given.with_decoder else None,
         data={"data": data.__dict__, "rollout": given.__dict__},
         group=group,
         batch=lambda: seen[0].tensors() if seen else {},
@@ -158,7 +177,7 @@ class StreamDecoderStep:
             rough = 0.1 * torch.randn(made[:true].shape, generator=noise, device=noise.device)
             made[:true] = batch.target[:true] + rough
         decoded = decode_squares(self.model, made, batch, where, self.clips, self.data.crop, noise)
-        return decoded_loss(*decoded, slice(true * self.data.frames, None))
+        return decoded_loss(*decoded, slice(true * self.data.frames, None), self.data.frames)
 
 
 class Validation:

@@ -108,8 +108,8 @@ class _Work:
         from egoedit_ros.train.autoencoder import AutoencoderData, train_autoencoder
 
         settings, rest = self.settings()
-        data = build(AutoencoderData, {"clips": self.folders["clips"]} | rest)
-        return train_autoencoder(settings, data)
+        clips = Path(rest.pop("clips", self.folders["clips"]))
+        return train_autoencoder(settings, build(AutoencoderData, {"clips": clips} | rest))
 
     def latents(self) -> Path:
         from tqdm import tqdm

@@ -21,3 +21,16 @@ def test_the_true_velocity_leads_back_to_the_data():
 def test_anchored_zero_means_no_change():
     noisy, source = torch.randn(2, 2, 4, 4)
     assert torch.equal(to_clean(torch.zeros_like(noisy), noisy, 1.0, source, True), source)
+
+
+def test_gates_take_a_band_of_the_source_away_cell_by_cell():
+    source = torch.rand(1, 2, 14, 3, 4) + 1
+    output = torch.zeros(1, 2, 14 + 3, 3, 4)
+    assert torch.equal(to_clean(output, source, 1.0, source, anchored=True), source)
+    output[:, :, 15, 1, 2] = 1  # the second of three bands: channels 2 to 5
+    output[:, :, :14, 1, 2] = 0.5
+    clean = to_clean(output, source, 1.0, source, anchored=True)
+    wanted = source.clone()
+    wanted[:, :, 2:6, 1, 2] = 0
+    wanted[:, :, :, 1, 2] += 0.5
+    assert torch.equal(clean, wanted)

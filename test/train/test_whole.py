@@ -79,16 +79,32 @@ def test_all_stages_run_on_clips_in_memory_and_each_changes_what_it_starts_from(
     assert len(losses) == 20 and np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
-def test_rollout_learns_on_squares_where_a_stream_is_one_chunk(tmp_path):
+@pytest.mark.parametrize("frames", [1, 2])
+def test_rollout_learns_on_squares(tmp_path, frames):
+    """Of one chunk, and of streams: positions are relative, so a square's place is not needed."""
     recipe = _recipe(tmp_path, ("autoencoder", "flow", "rollout"))
-    recipe["rollout"] |= {"start": tmp_path / "out" / "flow.safetensors", "frames": 1, "crop": 4}
+    start = tmp_path / "out" / "flow.safetensors"
+    recipe["rollout"] |= {"start": start, "frames": frames, "crop": 4}
     run_stage("whole", recipe)
-    assert (tmp_path / "out" / "rollout.safetensors").exists()
-    # Squares of several chunks are no stream: a session sees whole pictures.
-    recipe["folders"]["output"] = tmp_path / "out"
+    before, after = (load_file(tmp_path / "out" / f"{n}.safetensors") for n in ("flow", "rollout"))
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_the_decoder_can_learn_beside_the_transformer(tmp_path):
+    recipe = _recipe(tmp_path, ("autoencoder", "flow", "rollout"))
+    start = tmp_path / "out" / "flow.safetensors"
+    recipe["rollout"] |= {"start": start, "frames": 2, "crop": 4, "with_decoder": True}
+    run_stage("whole", recipe)
+    out = tmp_path / "out"
+    names = ("autoencoder", "decoder", "rollout", "flow")
+    before, after, made, flow = (load_file(out / f"{name}.safetensors") for name in names)
+    assert set(after) == set(before) and set(made) == set(flow)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder_") for name in changed)
+    recipe["rollout"]["pixels"] = 0
+    recipe["folders"]["output"] = out
     recipe["whole"]["stages"] = ["rollout"]
-    recipe["rollout"]["frames"] = 2
-    with pytest.raises(UserError, match="crop: 0"):
+    with pytest.raises(UserError, match="learns from pixels"):
         run_stage("whole", recipe)
 
 
