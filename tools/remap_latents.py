@@ -10,7 +10,7 @@ front, its last one a map of *changes* (what an anchored network predicts) behin
     git show 9d89231:egoedit_ros/weights/edge/transformer.safetensors > runs/old_dit.safetensors
     python tools/remap_latents.py runs/old_autoencoder.py runs/old_ae.safetensors \\
         runs/old_dit.safetensors runs/edge_crossed/autoencoder.safetensors \\
-        --clips runs/all -o runs/edge_crossed/start.safetensors
+        --clips runs/edge_crossed_clips/part1 -o runs/edge_crossed/start.safetensors
 
 The first file is the code of the old autoencoder, which is run.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     spec = importlib.util.spec_from_file_location("old_autoencoder", args.code)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
     config = get_config("edge")
     old, new = module.EdgeAutoencoder(OLD), EdgeAutoencoder(config.autoencoder)

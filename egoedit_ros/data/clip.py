@@ -98,7 +98,7 @@ def read_clip(path: Path) -> StoredClip:
                 bits = np.unpackbits(file.get_tensor("hand"), axis=-1)
                 hand = bits[..., : source.shape[2]].astype(bool)
             pairs = [(int(a), int(b)) for a, b in meta.get("pairs", ())] or None
-            count = max(b for _, b in pairs) if pairs else len(meta["tasks"])
+            count = max(map(max, pairs)) if pairs else len(meta["tasks"])
             targets = [file.get_tensor(f"target{i}") for i in range(count)]
             if pairs and (len(pairs) != len(meta["tasks"]) or min(a for a, _ in pairs) < 0):
                 raise ValueError("pairs and tasks disagree")

@@ -206,6 +206,9 @@ class Validation:
         rng, noise = np.random.default_rng(nfe), torch.Generator(self.clips.device)
         noise.manual_seed(nfe)
         sums = torch.zeros(4, device=self.clips.device)
+        # A decoder that learns beside the network shows what the network is for.
+        beside = getattr(net, "training_head", None)
+        decoder = beside if isinstance(beside, EdgeAutoencoder) else self.autoencoder
         for _ in range(-(-self.most // 16)):
             view = FlowData(
                 latents=Path(), batch=16, frames=self.clips.latents.shape[3], crop=0, switched=0.0
@@ -215,9 +218,7 @@ class Validation:
             made = rollout_stream(
                 net, self.config, batch.source, batch.text, nfe - 1, nfe, draw, hide_first=False
             )
-            sums += _errors(
-                *decode_squares(self.autoencoder, made, batch, where, self.clips, 0, noise)
-            )
+            sums += _errors(*decode_squares(decoder, made, batch, where, self.clips, 0, noise))
         error, change, unlike, unlike_before = sums.tolist()
         return {
             "gain": 1 - error / max(change, 1e-9),
