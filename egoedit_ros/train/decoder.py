@@ -66,8 +66,8 @@ def decoded_loss(
     near = F.max_pool2d(edited, 9, stride=1, padding=4)
     similar = ssim_loss(merged, target, near)
     loss = picture_loss(merged, target, weight) + 0.5 * picture_loss(frames, target, weight)
-    loss = loss + 0.3 * F.binary_cross_entropy_with_logits(logits, edited) + 0.5 * similar
-    loss = loss + 0.5 * change_loss(merged, target, weight, count)
+    loss = loss + 0.3 * F.binary_cross_entropy_with_logits(logits, edited) + similar
+    loss = loss + change_loss(merged, target, weight, count)
     with torch.no_grad():
         inside = edited[mine].unsqueeze(2)
         error = ((merged - target).square()[mine] * inside).sum()

@@ -39,8 +39,8 @@ EDITED_LEVEL = 12  # of 255, as the simulator suite has it
 @dataclass(frozen=True)
 class ResidentData:
     """folders: where clips appear. clips: room for so many; pixels: how many of them keep their
-    pixels (all have latents). frames, edits: pixel frames of a clip, and its edits at most; films:
-    its films at most, 0: a source and one an edit.
+    pixels (all have latents). frames, edits: pixel frames of a clip, and its edits at most (a
+    clip may have fewer); films: its films at most, 0: a source and one an edit.
     chances: how often a task's edits are drawn, 1 where it is not named. consume: delete what was
     read. wait: clips to have before training begins."""
 
@@ -78,6 +78,7 @@ class ResidentClips:
         self.ends = make(room, data.edits, 2, dtype=torch.int64)  # films from which, to which
         self.text = make(room, data.edits, text, sizes.text_dim, dtype=torch.float16)
         self.count_of_edits = make(room, dtype=torch.int64)
+        self.length = make(room, dtype=torch.int64)  # latent frames
         self.sided = make(room, dtype=torch.bool)  # not to be mirrored
         embed(config, [""], device)  # two threads must not load the encoder at once
         self.count = 0
@@ -166,11 +167,13 @@ class ResidentClips:
         if not paths:
             return False
         clips = [read_clip(path) for path in paths]
-        if self._stream is None:
-            self._put(clips)
-        else:
-            with torch.cuda.stream(self._stream):
-                self._put(clips)
+        for length in sorted({len(clip.source) for clip in clips}):
+            alike = [clip for clip in clips if len(clip.source) == length]
+            if self._stream is None:
+                self._put(alike)
+            else:
+                with torch.cuda.stream(self._stream):
+                    self._put(alike)
         if self.data.consume:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -178,11 +181,14 @@ class ResidentClips:
 
     @torch.no_grad()
     def _put(self, clips: Sequence[StoredClip]) -> None:
+        """Take in clips of one length."""
         first, n, most = self.count, len(clips), self.latents.shape[2]
         edits = [_of(clip, most, self.data.edits) for clip in clips]
         texts = [c.instructions[i] for c, known in zip(clips, edits, strict=True) for i in known]
         embedded = iter(embed(self.config, texts, self.device))
-        shape = (self.data.frames, *self.video.shape[3:])
+        length = min(self.data.frames, len(clips[0].source))
+        length -= (length - 1) % 4
+        shape = (length, *self.video.shape[3:])
         pictures = np.zeros((n, most, *shape), np.uint8)
         ends = np.zeros((n, self.data.edits, 2), np.int64)
         counts = [len(known) for known in edits]
@@ -190,7 +196,7 @@ class ResidentClips:
         chances = self.data.chances or {}
         for row, clip in enumerate(clips):
             for number, video in enumerate([clip.source, *clip.targets][:most]):
-                pictures[row, number] = video[: self.data.frames]
+                pictures[row, number] = video[:length]
             for number, edit in enumerate(edits[row]):
                 ends[row, number] = clip.films[edit]
                 self.text[first + row, number] = next(embedded)
@@ -202,7 +208,8 @@ class ResidentClips:
             self.sided[first : first + n] = torch.tensor(sided, device=self.device)
             self.ends[first : first + n] = torch.from_numpy(ends)
             room = max(0, min(n, len(self.video) - first))
-            self.video[first : first + room] = pixels[:room]
+            self.video[first : first + room, :, :length] = pixels[:room]
+            self.length[first : first + n] = 1 + length // 4
             self._encode(first, pixels)
             columns = [torch.tensor(c, device=self.device) for c in zip(*rows, strict=True)]
             if self._stream is not None:
@@ -218,12 +225,14 @@ class ResidentClips:
             for row in range(n):
                 self._mark(first + row, pixels[row])
         sided = self.sided[first : first + n, None, None, None, None, None]
+        frames = 1 + pixels.shape[2] // 4
         for turn in range(2):
             if turn:
                 pixels = torch.where(sided, pixels, pixels.flip(4))
             if self._encoder is not None:
                 made = encode(self._encoder, pixels.flatten(0, 1))
-                self.latents[first : first + n, turn] = made.unflatten(0, pixels.shape[:2])
+                made = made.unflatten(0, pixels.shape[:2])
+                self.latents[first : first + n, turn, :, :frames] = made
 
     def _mark(self, clip: int, films: Tensor) -> None:
         """Which cells each of a clip's edits changes; in bytes, for these are many pixels."""
@@ -234,24 +243,31 @@ class ResidentClips:
             there = changed.unflatten(2, (-1, CELL)).unflatten(1, (-1, CELL)).any(-1)
             there = there.any(4).any(2)  # [t, h, w]
             there = torch.cat([there[:1], there[1:].unflatten(0, (-1, 4)).any(1)])
-            self.edited[clip, 0, edit] = there
-            self.edited[clip, 1, edit] = there if sided else there.flip(-1)
+            self.edited[clip, 0, edit, : len(there)] = there
+            self.edited[clip, 1, edit, : len(there)] = there if sided else there.flip(-1)
 
     @torch.no_grad()
     def encode_with(self, autoencoder: EdgeAutoencoder) -> None:
         """Make the latents of all clips, and of those to come. Those without pixels keep theirs."""
         with self._lock:
             self._encoder = autoencoder
-            for begin in range(0, min(self.count, len(self.video)), READ_AT_ONCE):
-                end = min(begin + READ_AT_ONCE, self.count, len(self.video))
-                self._encode(begin, self.video[begin:end], cells=False)
+            begin, count = 0, min(self.count, len(self.video))
+            lengths = self.length[:count].tolist()
+            while begin < count:
+                end = begin + 1
+                while end < min(begin + READ_AT_ONCE, count) and lengths[end] == lengths[begin]:
+                    end += 1
+                films = self.video[begin:end, :, : 4 * lengths[begin] - 3]
+                self._encode(begin, films, cells=False)
+                begin = end
 
     # --- drawing ---------------------------------------------------------------
 
     def _draw(
-        self, rng: np.random.Generator, count: int, with_pixels: bool
+        self, rng: np.random.Generator, count: int, with_pixels: bool, frames: int = 1
     ) -> tuple[torch.Generator, Tensor, Tensor]:
-        """A generator on the device, and ``count`` clips and edits of theirs."""
+        """A generator on the device, and ``count`` clips of so many latent frames or more, and
+        edits of theirs."""
         self._check()
         self.wait_for(max(1, self.data.wait))
         made = torch.Generator(self.device)
@@ -263,6 +279,11 @@ class ResidentClips:
         clip, edit, chance = entries
         if with_pixels:
             chance = chance * (clip < len(self.video))
+        if frames > 1:
+            chance = chance * (self.length[clip] >= frames)
+            if not chance.any():
+                longest = int(self.length[clip].max())
+                raise UserError(f"clips have {longest} latent frames, not {frames}")
         drawn = torch.multinomial(chance, count, replacement=True, generator=made)
         return made, clip[drawn], edit[drawn]
 
@@ -271,13 +292,11 @@ class ResidentClips:
     ) -> tuple[Batch, Where]:
         """Windows of latents as :func:`~egoedit_ros.train.batches.sample_batch` draws them, and
         where they are. with_pixels: of clips whose pixels are here."""
-        made, clip, edit = self._draw(rng, data.batch, with_pixels)
         n, frames = data.batch, data.frames
-        if frames > self.latents.shape[3]:
-            raise UserError(f"clips have {self.latents.shape[3]} latent frames, not {frames}")
+        made, clip, edit = self._draw(rng, n, with_pixels, frames)
         uniform = lambda: torch.rand(n, generator=made, device=self.device)  # noqa: E731
         turn = (uniform() * 2).long()
-        free = self.latents.shape[3] - frames + 1
+        free = self.length[clip] - frames + 1
         first = (uniform() * free).long()
         first = torch.where(uniform() < data.from_start, torch.zeros_like(first), first)
         other = (uniform() * (1 + self.count_of_edits[clip])).long()
@@ -340,7 +359,7 @@ class ResidentClips:
         made, clip, edit = self._draw(rng, batch, True)
         uniform = lambda *s: torch.rand(batch, *s, generator=made, device=self.device)  # noqa: E731
         turn = (uniform() * 2).long()
-        window = (uniform(1) * self.latents.shape[3]).long()
+        window = (uniform(1) * self.length[clip, None]).long()
         where = Where(clip, edit, turn, window)
         edited = self.edited[clip, turn, edit, window[:, 0]] & (uniform() < 0.8)[:, None, None]
         cells = size // CELL

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips in a device's memory: what is drawn is what was written, the right way round."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,33 @@ def test_clips_without_pixels_wait_for_the_encoder_and_all_have_latents(tmp_path
         clips.wait_for(4, seconds=20)
         assert clips.count == 4
         assert (clips.latents[:, :, :2].flatten(1) != 0).any(1).all()
+
+
+def test_shorter_clips_lie_beside_longer_ones(tmp_path, autoencoder):
+    long, short = _clip(3), _clip(4)
+    films = [np.concatenate([v, v[1:] // 2]) for v in (long.source, *long.targets, long.hand)]
+    long = replace(long, source=films[0], targets=films[1:-1], hand=films[-1] > 0)
+    write_stored(tmp_path, long)
+    write_stored(tmp_path, short)
+    data = ResidentData((tmp_path,), clips=4, pixels=4, frames=9, edits=2)
+    with ResidentClips(data, CONFIG, torch.device("cpu")) as clips:
+        clips.wait_for(2, seconds=20)
+        clips.encode_with(autoencoder)
+        lengths = clips.length[:2].tolist()
+        assert sorted(lengths) == [2, 3]
+        seen = set()
+        for seed in range(20):
+            view = FlowData(Path(), batch=8, frames=1)
+            batch, where = clips.draw(np.random.default_rng(seed), view)
+            places = zip(where.clip, where.window[:, 0].tolist(), strict=True)
+            seen |= {(lengths[clip], place) for clip, place in places}
+            assert batch.source.flatten(1).any(1).all()
+        assert seen == {(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)}
+        _, where = clips.draw(np.random.default_rng(0), FlowData(Path(), batch=8, frames=3))
+        assert {lengths[c] for c in where.clip} == {3}
+        whole = encode_clip(autoencoder, long, CONFIG).latents[0, 0]
+        made = clips.latents[lengths.index(3), 0, 0]
+        assert torch.allclose(made.float(), whole.float(), atol=2e-3)
 
 
 def test_what_does_not_fit_the_clips_is_told(tmp_path, autoencoder):
