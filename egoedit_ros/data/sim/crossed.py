@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from egoedit_ros.data.sim.phrasing import phrase
 from egoedit_ros.data.sim.scene import Edit, Scene, Thing, color_for, draw_pair
 from egoedit_ros.data.sim.vocabulary import COLORS, EVALUATION_SEED, HELD_OUT_PAIRS, instruction
 
 REPLACED, RECOLOURED = 3, 2  # films of either kind, besides the one without the thing
+PHRASED = 0.7  # share of instructions that are put together from parts
 
 
 def draw_states(rng: np.random.Generator, scene: Scene) -> tuple[int, list[Thing]]:
@@ -48,7 +50,8 @@ def word(rng: np.random.Generator, before: Thing, after: Thing) -> tuple[str, st
         task, kind, color = "replace", after.kind, after.color
         if color == before.color and rng.random() < 0.8:
             color = None
-    return task, instruction(rng, task, before.kind, before.color, kind, color)
+    say = phrase if rng.random() < PHRASED else instruction
+    return task, say(rng, task, before.kind, before.color, kind, color)
 
 
 def draw_crossed(scene: Scene) -> tuple[list[Edit], list[tuple[int, int]], list[tuple[str, str]]]:
