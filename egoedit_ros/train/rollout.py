@@ -2,9 +2,10 @@
 """Stage ``rollout``: Self Forcing with the pair's own target in place of a teacher's opinion.
 
 A stream is generated through the inference cache, as in ``self_forcing``, and compared with the
-target: its latents, and its pixels after the (frozen) decoder, since an edge that is half a pixel
-off is little in latents and all of what an eye sees. Simulated pairs have such a target; footage
-has none, and there the distribution matching loss of ``self_forcing`` is what one has.
+target: its latents, and its pixels after the decoder (frozen, or learning beside it), since an edge
+that is half a pixel off is little in latents and all of what an eye sees. Simulated pairs have such
+a target; footage has none, and there the distribution matching loss of ``self_forcing`` is what one
+has.
 
 Clips must be in a device's memory (:mod:`egoedit_ros.train.resident`), with their pixels.
 """
