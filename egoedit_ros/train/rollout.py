@@ -24,14 +24,13 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.transformer import Transformer
-from egoedit_ros.train.adversary import Adversary, adversary_loss, critic_loss, near_edit
 from egoedit_ros.train.autoencoder import EDITED, ssim_loss
 from egoedit_ros.train.batches import Batch, FlowData
 from egoedit_ros.train.decoder import DecoderData, decoded_loss
 from egoedit_ros.train.dmd import rollout_whole
 from egoedit_ros.train.flow import new_transformer, weighted
 from egoedit_ros.train.latents import load_frozen
-from egoedit_ros.train.loop import Critic, Trainer, TrainSettings
+from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
 from egoedit_ros.train.self_forcing import rollout_stream
@@ -43,8 +42,7 @@ class RolloutData:
     """autoencoder: its weights. of_steps: how often a stream of so many steps is drawn; one of its
     steps, drawn evenly, is what learns. pixels: weight of the loss on decoded squares of ``square``
     pixels; in_latents: of the loss on latents. with_decoder: the decoder learns beside the
-    transformer, and is left as ``decoder.safetensors``. adversary: weight of what a critic says of
-    the decoded squares (:mod:`egoedit_ros.train.adversary`); 0: there is none."""
+    transformer, and is left as ``decoder.safetensors``."""
 
     autoencoder: Path
     of_steps: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.25, 4: 0.25})
@@ -52,7 +50,6 @@ class RolloutData:
     pixels: float = 1.0
     square: int = 128
     with_decoder: bool = False
-    adversary: float = 0.0
 
 
 def draw_steps(rng: np.random.Generator, steps: dict[int, float]) -> tuple[int, int]:
@@ -104,11 +101,9 @@ def train_rollout(
     alone(group, settings.stage)
     model = new_transformer(config, start, group)
     autoencoder = load_frozen(given.autoencoder, config, str(group.device)).float()
-    if (given.with_decoder or given.adversary) and not given.pixels:
-        raise UserError("with_decoder and adversary learn from pixels; give them a weight")
-    if given.adversary and settings.recompute:
-        raise UserError("a rollout with an adversary cannot recompute; set recompute: false")
     if given.with_decoder:
+        if not given.pixels:
+            raise UserError("with_decoder learns from pixels; give them a weight")
         model.training_head = autoencoder
         for name, parameter in autoencoder.named_parameters():
             parameter.requires_grad_(name.startswith("decoder_"))
@@ -119,8 +114,7 @@ def train_rollout(
         path = settings.output / "decoder.safetensors"
         write_together([(path, weights, {"stage": "decoder", "model": settings.model})])
 
-    def generate(rng: np.random.Generator, noise: torch.Generator):
-        """A view, its batch, the latents made of it, and with pixels what they decode to."""
+    def step(rng: np.random.Generator, noise: torch.Generator):
         view = data.draw_view(rng)
         batch, where = resident.draw(rng, view, with_pixels=bool(given.pixels))
         seen[:] = [batch]
@@ -133,37 +127,19 @@ def train_rollout(
             made = rollout_stream(
                 model, config, batch.source, batch.text, exit_step, nfe, draw, hide_first=longer
             )
-        decoded = None
-        if given.pixels:
-            decoded = decode_squares(autoencoder, made, batch, where, resident, given.square, noise)
-        return view, batch, made, decoded
-
-    critic = Adversary(config.autoencoder.temporal).to(group.device) if given.adversary else None
-
-    def step(rng: np.random.Generator, noise: torch.Generator):
-        view, batch, made, decoded = generate(rng, noise)
         loss, report = weighted(made.float(), batch, view)
         loss = given.in_latents * loss
-        if decoded is not None:
+        if given.pixels:
+            decoded = decode_squares(autoencoder, made, batch, where, resident, given.square, noise)
             in_pixels, figures = decoded_loss(*decoded, count=view.frames)
             loss, report = loss + given.pixels * in_pixels, report | figures
-        if critic is not None:
-            said = adversary_loss(critic.requires_grad_(False), *merge(*decoded))
-            loss, report = loss + given.adversary * said, report | {"said": said.detach()}
         return loss, report
-
-    def criticise(rng: np.random.Generator, noise: torch.Generator):
-        with torch.no_grad():
-            *_, decoded = generate(rng, noise)
-            seen = merge(*decoded)
-        return critic_loss(critic.requires_grad_(True), *seen)
 
     return Trainer(
         model,
         settings,
         step,
         leave_decoder if given.with_decoder else None,
-        critic=critic and Critic(critic, criticise, 1, settings.critic_lr or settings.lr),
         data={"data": data.__dict__, "rollout": given.__dict__},
         group=group,
         batch=lambda: seen[0].tensors() if seen else {},
@@ -249,15 +225,6 @@ class Validation:
             "gain": 1 - error / max(change, 1e-9),
             "ssim": 1 - unlike / max(unlike_before, 1e-9),
         }
-
-
-def merge(
-    frames: Tensor, logits: Tensor, source: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What :func:`decode_squares` gives to (made, target, source, patches near the edit)."""
-    edited = ((source - target).abs().amax(2) > EDITED).float()
-    made = composite(frames.float(), torch.sigmoid(logits.float()), source)
-    return made, target, source, near_edit(edited)
 
 
 def _errors(frames: Tensor, logits: Tensor, source: Tensor, target: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class Whole:
         validation = Validation(unseen, self.config, autoencoder, self.most)
         if name == "rollout":
             settings, rest = part.settings()
-            names = ("pixels", "square", "of_steps", "in_latents", "with_decoder", "adversary")
+            names = ("pixels", "square", "of_steps", "in_latents", "with_decoder")
             given = {k: rest.pop(k) for k in names if k in rest}
             data = build(FlowData, part.flow_values(rest))
             told = build(RolloutData, {"autoencoder": autoencoder} | given)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from egoedit_ros.data.clip import StoredClip, write_stored
 from egoedit_ros.errors import UserError
@@ -101,19 +101,10 @@ def test_the_decoder_can_learn_beside_the_transformer(tmp_path):
     assert set(after) == set(before) and set(made) == set(flow)
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("decoder_") for name in changed)
-    recipe["rollout"] |= {"start": out / "rollout.safetensors", "adversary": 0.1}
-    recipe["folders"]["output"] = out / "sharper"
-    recipe["whole"]["stages"] = ["rollout"]
-    (out / "sharper").mkdir()
-    save_file(after, out / "sharper" / "autoencoder.safetensors")
-    run_stage("whole", recipe)
-    rows = (out / "sharper" / "rollout.log.jsonl").read_text().splitlines()
-    assert all(0 <= json.loads(row)["critic_right"] <= 1 for row in rows) and len(rows) == 6
-    sharper = load_file(out / "sharper" / "decoder.safetensors")
-    assert any(not torch.equal(sharper[name], after[name]) for name in changed)
     recipe["rollout"]["pixels"] = 0
     recipe["folders"]["output"] = out
-    with pytest.raises(UserError, match="learn from pixels"):
+    recipe["whole"]["stages"] = ["rollout"]
+    with pytest.raises(UserError, match="learns from pixels"):
         run_stage("whole", recipe)
 
 
