@@ -110,7 +110,7 @@ def ssim_loss(made: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     def mean(x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return F.avg_pool2d(x.flatten(0, 1), 7, stride=1, padding=3)
-        # As a product: a fifth of the time. A difference of squares needs float32.
+        # As a product: a quarter of the time. A difference of squares needs float32.
         with torch.autocast("cpu", enabled=False):
             return down @ (x.flatten(0, 1).float() @ across)
 
