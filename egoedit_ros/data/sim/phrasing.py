@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from egoedit_ros.data.sim.vocabulary import SYNONYMS, name_thing, with_article
+from egoedit_ros.data.sim.vocabulary import name_edited, name_thing, with_article
 
 OPENINGS = (
     "please ", "now ", "can you ", "would you ", "I would like you to ", "go ahead and ", "just ",
@@ -106,12 +106,7 @@ def phrase(
     template = str(rng.choice((ORDERS if order else STATEMENTS)[task]))
     # A colour that is told anyway is not told twice.
     say_color = "{old}" not in template and rng.random() < 0.6
-    if kind == "cactus" and task == "recolour":
-        noun = str(rng.choice(("pot of the cactus", "cactus pot", "pot under the cactus")))
-    elif "{noun}" in template and "{old}" in template:
-        noun = "cactus" if kind == "cactus" else str(rng.choice(SYNONYMS[kind]))
-    else:
-        noun = name_thing(rng, kind, color if say_color else None)
+    noun = name_edited(rng, task, kind, color if say_color else None)
     new = name_thing(rng, new_kind, new_color) if new_kind else ""
     text = template.format(
         obj=f"{rng.choice(DETERMINERS)} {noun}", noun=noun, old=color, color=new_color,

@@ -139,6 +139,13 @@ def name_thing(rng: np.random.Generator, kind: str, color: str | None) -> str:
     return f"{color} {noun}"
 
 
+def name_edited(rng: np.random.Generator, task: str, kind: str, color: str | None) -> str:
+    """What of a thing a task edits: of a cactus, a new colour is for the pot."""
+    if kind == "cactus" and task == "recolour":
+        return str(rng.choice(("pot of the cactus", "cactus pot", "pot under the cactus")))
+    return name_thing(rng, kind, color)
+
+
 def instruction(
     rng: np.random.Generator,
     task: str,
@@ -152,10 +159,7 @@ def instruction(
     seen, unseen = _WORDING[task]
     template = str(rng.choice(unseen if held_out else seen))
     say_color = rng.random() < 0.6
-    if kind == "cactus" and task == "recolour":
-        obj = str(rng.choice(("pot of the cactus", "cactus pot", "pot under the cactus")))
-    else:
-        obj = name_thing(rng, kind, color if say_color else None)
+    obj = name_edited(rng, task, kind, color if say_color else None)
     new = name_thing(rng, new_kind, new_color) if new_kind else ""
     text = with_article(template.format(obj=obj, color=new_color, new=new))
     if rng.random() < 0.3:
