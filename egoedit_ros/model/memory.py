@@ -9,10 +9,11 @@ from egoedit_ros.errors import UserError
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that can still be had on ``device``."""
+    """Bytes that can still be had on ``device``, what torch keeps for itself there included."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     import psutil
 
     return psutil.virtual_memory().available

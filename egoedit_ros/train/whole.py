@@ -83,7 +83,6 @@ class Whole:
         """All stages; returns what the last one made."""
         group = join(self.device)
         torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
         alone(group, "whole")
         folder = self.work.folders["clips"]
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,14 +4,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from egoedit_ros.bench.simulator_metrics import edited_pixels
 from egoedit_ros.data.sim.generate import generate, read_clip
-from egoedit_ros.data.sim.scene import draw_edits, draw_scene, thing_at
-from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED, HELD_OUT_PAIRS, TASKS
+from egoedit_ros.data.sim.render import Simulator
+from egoedit_ros.data.sim.scene import draw_edits, draw_scene, seen_turn, thing_at
+from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED, HELD_OUT_PAIRS, KINDS, TASKS
 from egoedit_ros.errors import UserError
 
 
@@ -60,6 +62,20 @@ def test_a_replaced_thing_stands_on_the_same_base():
     new, turned = thing_at(scene.edited(edit), edit.index, scene.start)
     half = [HALF_HEIGHT[k] for k in (scene.things[edit.index].kind, edit.after.kind)]
     assert np.allclose(old - turn @ [0, 0, half[0]], new - turned @ [0, 0, half[1]])
+
+
+@pytest.mark.egl
+def test_a_thing_looks_as_it_does_at_its_least_turn():
+    simulator = Simulator()
+    scene = next(s for s in map(draw_scene, range(1000)) if s.held == -1)
+    for kind in KINDS:
+        pictures = []
+        for yaw in (0.9, seen_turn(kind, 0.9)):
+            thing = replace(scene.things[0], kind=kind, yaw=yaw)
+            pictures.append(simulator.render_frame(replace(scene, things=(thing,)), scene.start))
+        assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 0.1
+    assert seen_turn("mug", 0.9) == 0.9 and abs(seen_turn("cube", 0.9)) < np.pi / 4
+    simulator.close()
 
 
 @pytest.mark.egl

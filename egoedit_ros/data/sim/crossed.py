@@ -2,7 +2,9 @@
 """Crossed edits: one thing in several states over one motion, and the edits between any two.
 
 Rendering is what a pair costs. A source and six edited films of it are six pairs; but the film with
-a blue mug is as good a source as the film with the red ball, and seven films so make thirty-one.
+a blue mug is as good a source as the film with the red ball, and seven films so make up to
+thirty-one. (Fewer, where a round thing stands for one that is turned: from it nobody could tell the
+turn of a third.)
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from egoedit_ros.data.sim.phrasing import phrase
-from egoedit_ros.data.sim.scene import Edit, Scene, Thing, color_for, draw_pair
+from egoedit_ros.data.sim.scene import Edit, Scene, Thing, color_for, draw_pair, seen_turn
 from egoedit_ros.data.sim.vocabulary import COLORS, EVALUATION_SEED, HELD_OUT_PAIRS, instruction
 
 REPLACED, RECOLOURED = 3, 2  # films of either kind, besides the one without the thing
@@ -54,6 +56,13 @@ def word(rng: np.random.Generator, before: Thing, after: Thing) -> tuple[str, st
     return task, say(rng, task, before.kind, before.color, kind, color)
 
 
+def _can_be_known(before: Thing, after: Thing) -> bool:
+    """Whether what is there shows how what is to come is turned."""
+    told = seen_turn(before.kind, before.yaw)
+    turns = (seen_turn(after.kind, yaw) for yaw in (told, after.yaw))
+    return not after.visible or abs(next(turns) - next(turns)) < 1e-6
+
+
 def draw_crossed(scene: Scene) -> tuple[list[Edit], list[tuple[int, int]], list[tuple[str, str]]]:
     """Edits of the scene, which make its films; pairs (from, to) of films, 0 the source and n + 1
     edit n's; and each pair's task and instruction. The first pairs are the edits themselves."""
@@ -64,7 +73,7 @@ def draw_crossed(scene: Scene) -> tuple[list[Edit], list[tuple[int, int]], list[
         (a, b)
         for a, before in enumerate(films)
         for b, after in enumerate(films)
-        if b and a != b and before.visible
+        if b and a != b and before.visible and _can_be_known(before, after)
     ]
     told = [word(rng, films[a], films[b]) for a, b in pairs]
     edits = [

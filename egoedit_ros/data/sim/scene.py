@@ -111,6 +111,16 @@ def _paint(rng: np.random.Generator, color: str, vary: float) -> tuple[float, fl
     return tuple(float(c) for c in np.clip(rgb, 0.02, 1.0))
 
 
+def seen_turn(kind: str, yaw: float) -> float:
+    """The least turn (rad) at which a thing of this kind looks as it does at ``yaw``: a ball's is 0,
+    a cube's at most an eighth of a full one. Things are turned by no more than that, so whoever
+    sees a thing can know how what takes its place stands."""
+    if kind in ("ball", "can", "bottle", "cone"):
+        return 0.0
+    quarter = np.pi / 2
+    return float(yaw - quarter * round(yaw / quarter)) if kind == "cube" else yaw
+
+
 def draw_pair(rng: np.random.Generator, evaluation: bool, avoid: set[str]) -> tuple[str, str]:
     """An object-colour pair; held-out ones are a quarter of evaluation and none of training."""
     if evaluation and rng.random() < 0.25:
@@ -174,9 +184,8 @@ def draw_scene(seed: int, seconds: float = 1.0) -> Scene:
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > 0.12**2 for t in things):
                 break
         gloss = float(rng.uniform(0.0, 0.6))
-        things.append(
-            Thing(kind, color, _paint(rng, color, 0.15), x, y, float(rng.uniform(-1.0, 1.0)), gloss)
-        )
+        rgb, yaw = _paint(rng, color, 0.15), seen_turn(kind, float(rng.uniform(-1.0, 1.0)))
+        things.append(Thing(kind, color, rgb, x, y, yaw, gloss))
     works = rng.random()
     held = 0 if works < 0.85 else -1
     start = float(rng.uniform(0.0, 6.0))
