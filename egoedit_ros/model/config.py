@@ -83,6 +83,7 @@ class EditorConfig:
     shift: float = 5.0
     fps: float = 16.0
     strength: float = 1.0
+    steady: tuple[float, ...] = ()
     text_encoder: str = "minilm"
     text_folder: str = ""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -111,7 +112,9 @@ def _from(kind: type, values: dict, **more):
 
 
 def _edge() -> EditorConfig:
-    return EditorConfig(window_chunks=1, transformer=TransformerConfig(gates=3))
+    return EditorConfig(
+        window_chunks=1, steady=(0.8, 0.7, 0.6, 0.5), transformer=TransformerConfig(gates=3)
+    )
 
 
 def _wan(name: str, layers: int, heads: int, ffn_dim: int) -> EditorConfig:

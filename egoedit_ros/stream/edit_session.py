@@ -25,6 +25,7 @@ from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.stream.conditioning import TextSwitch
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
+from egoedit_ros.stream.steady import Steadier
 
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
 
@@ -46,6 +47,7 @@ class ChunkWork:
 
     first, index: its place in the stream; seed, context: of the instruction it is edited by.
     before: the frames just before it, where they were passed by a stateful autoencoder unseen.
+    joins: the chunk before shows the same edit.
     """
 
     frames: np.ndarray
@@ -54,6 +56,7 @@ class ChunkWork:
     seed: int
     context: Conditioning
     before: np.ndarray | None = None
+    joins: bool = False
     pixels: Tensor | None = None
     source: Coded | None = None
     source_before: Coded | None = None
@@ -151,6 +154,7 @@ class EditSession:
             config.window_chunks,
             config.sink_chunks,
         )
+        self._steady = Steadier(config.steady) if config.steady else None
         self._text, self._context, self._seed = None, None, 0
         self._texts = TextSwitch(blend_chunks)
         self.reset()
@@ -175,6 +179,7 @@ class EditSession:
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._kept_under: Conditioning | None = None
         self._has_past = False
+        self._shown: Conditioning | None = None  # what the last chunk was edited by
 
     def memory_bytes(self) -> int:
         kept = sum(tensor.nbytes for chunk in self._kept for tensor in chunk)
@@ -211,7 +216,8 @@ class EditSession:
         return ChunkResult(work.picture, work.mask, encode, denoise, decode)
 
     # A chunk goes through these in this order. Only begin() and denoise() touch the stream's state,
-    # so runtime/ may have each in a thread or CUDA stream of its own, three chunks at a time.
+    # and emit() what was shown last, so runtime/ may have each in a thread or CUDA stream of its
+    # own, three chunks at a time.
 
     def begin(self, frames: np.ndarray) -> ChunkWork:
         """Give a chunk its place in the stream; it keeps the instruction that is in force now."""
@@ -221,6 +227,7 @@ class EditSession:
             self._texts.finish()  # a blend goes on from something
         context = self._texts.next()
         work = ChunkWork(frames, self._first, self._chunk, self._seed, context, self._skipped)
+        work.joins, self._shown = context is self._shown, context
         self._skipped, self._has_past = None, True
         self._first = False
         self._chunk += 1
@@ -353,6 +360,13 @@ class EditSession:
         return work
 
     def emit(self, work: ChunkWork) -> ChunkWork:
-        """Frames and masks to numpy."""
+        """Frames and masks to numpy, flicker taken out."""
         work.picture, work.mask = work.picture.cpu().numpy(), work.mask.cpu().numpy()
+        return self._steadied(work)
+
+    def _steadied(self, work: ChunkWork) -> ChunkWork:
+        if self._steady is not None:
+            work.picture = self._steady(
+                work.frames, work.picture, work.mask, work.first, work.joins
+            )
         return work

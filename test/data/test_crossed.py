@@ -11,7 +11,6 @@ from egoedit_ros.data.sim.scene import draw_scene
 from egoedit_ros.data.sim.vocabulary import COLORS, HELD_OUT_PAIRS, SYNONYMS
 from egoedit_ros.errors import UserError
 
-
 ROUND = ("ball", "can", "bottle", "cone")
 
 

@@ -112,9 +112,10 @@ def _paint(rng: np.random.Generator, color: str, vary: float) -> tuple[float, fl
 
 
 def seen_turn(kind: str, yaw: float) -> float:
-    """The least turn (rad) at which a thing of this kind looks as it does at ``yaw``: a ball's is 0,
-    a cube's at most an eighth of a full one. Things are turned by no more than that, so whoever
-    sees a thing can know how what takes its place stands."""
+    """The least turn (rad) at which a thing of this kind looks as it does at ``yaw``.
+
+    A ball's is 0, a cube's at most an eighth of a full one. Things are turned by no more than that,
+    so whoever sees a thing can know how what takes its place stands."""
     if kind in ("ball", "can", "bottle", "cone"):
         return 0.0
     quarter = np.pi / 2
