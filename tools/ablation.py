@@ -106,6 +106,8 @@ def streams(given: argparse.Namespace) -> None:
 
     films = [_film(given, index) for index in range(given.streams)]
     model = load_model(given.model, "cpu")
+    if given.plain:
+        model = replace(model, config=replace(model.config, steady=()))
     rows = []
     for chunk in _numbers(given.chunks):
         for steps in _numbers(given.steps):
@@ -393,6 +395,7 @@ def main() -> None:
     one.add_argument("--steps", default="1,2,4")
     one.add_argument("--streams", type=int, default=3)
     one.add_argument("--seconds", type=int, default=60)
+    one.add_argument("--plain", action="store_true", help="leave the edit as the decoder made it")
     one.set_defaults(run=streams)
     one = commands.add_parser("pairs")
     one.add_argument("--latents", required=True)
