@@ -9,7 +9,9 @@ the jump would be, less in the next ones, so that the difference is made up over
 Errors that differ from one latent frame to the next are averaged by the way.
 
 Blended is only where the edit is, and only where the flow explains the camera's own picture: what
-it carries wrongly there it would carry wrongly in the edit.
+it carries wrongly there it would carry wrongly in the edit. And where what was made is quite
+another thing than what is carried, it is believed: behind something that was taken away things
+move as the camera's picture does not show.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import numpy as np
 
 MARGIN = 16  # pixels around the edit that the flow is found in
 SMALLEST = 64  # side of what it is found in
-TRUSTED = 20  # of 255: a carried source off by as much is believed, by twice as much is not
+# Of 255: how far what is carried may be off, on average over 5x5 pixels, from the camera's picture
+# and from what was made. By as much it counts in full, by twice as much not at all.
+SOURCE_OFF, EDIT_OFF = 20, 60
 GROUP = 4  # pictures of a latent frame
 
 
@@ -76,9 +80,11 @@ class Steadier:
             cv2.remap(x, flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             for x in (before.edited[box], past)
         )
-        off = cv2.blur(cv2.absdiff(seen, now).max(-1), (5, 5)).astype(np.float32)
-        share = np.clip(2 - off / TRUSTED, 0, 1) * (mask[box] * np.float32(weight / 255))
         here = edited[box]
+        share = mask[box] * np.float32(weight / 255)
+        for one, other, most in ((seen, now, SOURCE_OFF), (carried, here, EDIT_OFF)):
+            off = cv2.blur(cv2.absdiff(one, other).max(-1), (5, 5))
+            share *= np.clip(2 - off / np.float32(most), 0, 1)
         change = (carried.astype(np.float32) - here) * share[..., None]
         here[:] = np.rint(here + change).astype(np.uint8)
 
