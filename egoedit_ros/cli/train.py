@@ -24,14 +24,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from egoedit_ros.train.parallel import leave
+    from egoedit_ros.train.parallel import end, leave
     from egoedit_ros.train.stages import read_recipe, run_stage
 
     recipe = read_recipe(args.config)
     try:
         made = run_stage(args.stage, recipe, str(args.config), args.minutes)
-    finally:
+    except BaseException:
         leave()
+        raise
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first
         print(made)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        end()
     return 0

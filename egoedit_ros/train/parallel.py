@@ -8,8 +8,10 @@ weight (FSDP2), so that the run is the same as one process's, to rounding.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -137,6 +139,18 @@ def leave() -> None:
     """End what :func:`join` began."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code: int = 0) -> NoReturn:
+    """:func:`leave`, then end this process at once.
+
+    A thread of the process group may still let go of Python objects; where the interpreter is being
+    taken down by then, it aborts a process whose work is done (gloo, one time in thirty here).
+    """
+    leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def alone(group: Group, stage: str) -> None:

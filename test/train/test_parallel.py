@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # What torchrun's processes do, several stages in one start.
 SCRIPT = """
 import json, sys
-from egoedit_ros.train.parallel import leave
+from egoedit_ros.train.parallel import end
 from egoedit_ros.train.stages import run_stage
 for stage, recipe in json.loads(sys.argv[1]):
     run_stage(stage, recipe)
-leave()
+end()
 """
 
 
