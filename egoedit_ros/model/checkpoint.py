@@ -88,8 +88,9 @@ def check_config(config: EditorConfig, path: Path) -> None:
         raise UserError(f"{path}: both sides of size {config.size} must be multiples of 16")
     if not 0 < config.strength <= 1:
         raise UserError(f"{path}: strength is {config.strength}; it must be above 0, at most 1")
-    numbers = all(isinstance(x, (int, float)) and 0 <= x < 1 for x in config.steady)
-    if len(config.steady) not in (0, 4) or not numbers:
+    steady = config.steady
+    fits = isinstance(steady, tuple) and len(steady) in (0, 4)
+    if not fits or not all(isinstance(x, (int, float)) and 0 <= x < 1 for x in steady):
         raise UserError(f"{path}: steady must be 4 numbers from 0 to below 1, or none")
 
 

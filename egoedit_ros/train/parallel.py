@@ -141,8 +141,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def end(code: int = 0) -> NoReturn:
-    """:func:`leave`, then end this process at once.
+def end() -> NoReturn:
+    """:func:`leave`, then end this process at once, its work done.
 
     A thread of the process group may still let go of Python objects; where the interpreter is being
     taken down by then, it aborts a process whose work is done (gloo, one time in thirty here).
@@ -150,7 +150,7 @@ def end(code: int = 0) -> NoReturn:
     leave()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(0)
 
 
 def alone(group: Group, stage: str) -> None:

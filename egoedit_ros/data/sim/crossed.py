@@ -59,8 +59,8 @@ def word(rng: np.random.Generator, before: Thing, after: Thing) -> tuple[str, st
 def _can_be_known(before: Thing, after: Thing) -> bool:
     """Whether what is there shows how what is to come is turned."""
     told = seen_turn(before.kind, before.yaw)
-    turns = (seen_turn(after.kind, yaw) for yaw in (told, after.yaw))
-    return not after.visible or abs(next(turns) - next(turns)) < 1e-6
+    off = seen_turn(after.kind, told) - seen_turn(after.kind, after.yaw)
+    return not after.visible or abs(off) < 1e-6
 
 
 def draw_crossed(scene: Scene) -> tuple[list[Edit], list[tuple[int, int]], list[tuple[str, str]]]:
