@@ -214,9 +214,10 @@ class Trainer:
             torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=keep),
         ):
             loss, report = part.step(rng, noise)
-        part.zero_grad()
-        with self._saving_on_failure():
-            loss.backward()
+        if loss.requires_grad:  # a captured step has done its backward pass
+            part.zero_grad()
+            with self._saving_on_failure():
+                loss.backward()
         norm = nn.utils.clip_grad_norm_(part.net.parameters(), settings.clip)
         # Read all at once, after everything is under way: each look waits for the device.
         numbers = self.group.mean({"loss": loss, "norm": norm} | report)

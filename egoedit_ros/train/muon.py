@@ -49,17 +49,19 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Muon takes no closure: call backward() before step()")
         for group in self.param_groups:
+            learning = [p for p in group["params"] if p.grad is not None]
+            if not learning:
+                continue
+            for parameter in learning:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            gradients = [p.grad for p in learning]
+            kept = [self.state[p]["momentum_buffer"] for p in learning]
+            torch._foreach_lerp_(kept, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, kept, group["momentum"])
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                kept = state["momentum_buffer"]
-                kept.lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(kept, group["momentum"])
-                by_shape.setdefault(parameter.shape, []).append((parameter, ahead))
+            for parameter, update in zip(learning, ahead, strict=True):
+                by_shape.setdefault(parameter.shape, []).append((parameter, update))
             for shape, rows in by_shape.items():
                 made = orthogonalise(torch.stack([u for _, u in rows]).to(self.dtype))
                 size = 0.2 * group["lr"] * max(shape) ** 0.5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.precision import best_dtype
-from egoedit_ros.model.transformer import Block, Transformer
+from egoedit_ros.model.transformer import Block, Transformer, rotate
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,20 @@ def recompute_blocks(net: nn.Module) -> None:
         )
 
 
+def compiled(function: Callable) -> Callable:
+    """``torch.compile``, once for all sizes of a batch; what is computed with a gradient and what
+    without are two compilations. Needs a C++ compiler."""
+    return torch.compile(function, dynamic=True)
+
+
 def compile_blocks(net: nn.Module) -> None:
-    """Fuse what surrounds the attention (norms, modulation, gates, GELU) by ``torch.compile``.
+    """Fuse what surrounds the attention (norms, modulation, gates, GELU, rotation).
 
     Attention stays as it is: what a token sees is a new closure at every step. One compilation
-    serves all blocks; another is made for every shape of a batch.
+    serves all blocks.
     """
     torch._dynamo.config.recompile_limit = 64
-    ask = torch.compile(Block.ask, dynamic=False)
-    answer = torch.compile(Block.answer, dynamic=False)
+    ask, answer = compiled(Block.ask), compiled(Block.answer)
     for block in getattr(net, "blocks", ()):
         block.ask, block.answer = partial(ask, block), partial(answer, block)
+    net.rotate = compiled(rotate)

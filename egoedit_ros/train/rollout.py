@@ -26,12 +26,13 @@ from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.train.autoencoder import EDITED, ssim_loss
 from egoedit_ros.train.batches import Batch, FlowData
+from egoedit_ros.train.captured import Captured
 from egoedit_ros.train.decoder import DecoderData, decoded_loss
 from egoedit_ros.train.dmd import rollout_whole
 from egoedit_ros.train.flow import new_transformer, weighted
 from egoedit_ros.train.latents import load_frozen
 from egoedit_ros.train.loop import Trainer, TrainSettings
-from egoedit_ros.train.parallel import alone, join
+from egoedit_ros.train.parallel import alone, compiled, join
 from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
 from egoedit_ros.train.self_forcing import rollout_stream
 from egoedit_ros.train.states import write_together
@@ -42,7 +43,8 @@ class RolloutData:
     """autoencoder: its weights. of_steps: how often a stream of so many steps is drawn; one of its
     steps, drawn evenly, is what learns. pixels: weight of the loss on decoded squares of ``square``
     pixels; in_latents: of the loss on latents. with_decoder: the decoder learns beside the
-    transformer, and is left as ``decoder.safetensors``."""
+    transformer, and is left as ``decoder.safetensors``. captured: steps run as CUDA graphs
+    (:mod:`egoedit_ros.train.captured`)."""
 
     autoencoder: Path
     of_steps: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.25, 4: 0.25})
@@ -50,6 +52,7 @@ class RolloutData:
     pixels: float = 1.0
     square: int = 128
     with_decoder: bool = False
+    captured: bool = False
 
 
 def draw_steps(rng: np.random.Generator, steps: dict[int, float]) -> tuple[int, int]:
@@ -59,31 +62,137 @@ def draw_steps(rng: np.random.Generator, steps: dict[int, float]) -> tuple[int, 
     return count, int(rng.integers(count))
 
 
+def square_cells(cells: tuple[int, int], size: int) -> tuple[int, int]:
+    """Height and width, in cells, of the squares of ``size`` pixels that are decoded of latents
+    that have ``cells``. size 0: all of them."""
+    return (size // CELL, size // CELL) if size and size < CELL * min(cells) else cells
+
+
+def square_corners(batch: Batch, size: int, rng: torch.Generator) -> Tensor:
+    """Corners ``[n, 2]`` of such squares around each sample's edit."""
+    cells = tuple(batch.target.shape[-2:])
+    if square_cells(cells, size) == cells:
+        return torch.zeros_like(batch.corners)
+    return corner_around(batch.edited.any(1), square_cells(cells, size), rng, 0)
+
+
+def decode_beside(
+    autoencoder: EdgeAutoencoder, latents: Tensor, source: Tensor, coded: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Frames and mask logits of edited latents; the source as pictures and as latents."""
+    with torch.no_grad():
+        fine = autoencoder.encode(source).fine
+    return autoencoder.decode(latents, Encoded(coded, fine))
+
+
 def decode_squares(
     autoencoder: EdgeAutoencoder,
     made: Tensor,
     batch: Batch,
     where: Where,
     clips: ResidentClips,
+    corners: Tensor,
     size: int,
-    rng: torch.Generator,
+    decode=decode_beside,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Frames, mask logits, source and target of a square around each sample's edit, all latent
-    frames ``[n * F, ...]``. size 0: all that the batch has."""
-    cells = tuple(made.shape[-2:])
-    corners = torch.zeros_like(batch.corners)
-    if size and size < CELL * min(cells):
-        cells = (size // CELL, size // CELL)
-        corners = corner_around(batch.edited.any(1), cells, rng, 0)
+    """Frames, mask logits, source and target of the squares at ``corners``, all latent frames
+    ``[n * F, ...]``."""
+    cells = square_cells(tuple(made.shape[-2:]), size)
     at, pixels = (2 * batch.corners + corners) * CELL, tuple(CELL * c for c in cells)
     source, target = (x.flatten(0, 1) for x in clips.pictures(where, at, pixels))
-    with torch.no_grad():
-        fine = autoencoder.encode(source).fine
-    beside = crop(batch.source, corners, *cells).flatten(0, 1)
-    frames, logits = autoencoder.decode(
-        crop(made, corners, *cells).flatten(0, 1), Encoded(beside, fine)
+    latents, coded = (
+        crop(x, corners, *cells).flatten(0, 1).contiguous() for x in (made, batch.source)
     )
+    frames, logits = decode(autoencoder, latents, source, coded)
     return frames, logits, source, target
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is the same in all steps of a kind: the view, a stream's steps and the one of them that
+    learns. Tensors of two steps of a kind have the same shapes."""
+
+    view: FlowData
+    nfe: int
+    exit_step: int
+
+
+@dataclass(slots=True)
+class Drawn:
+    """All that is random in a step. corners: of the squares that are decoded; noise
+    ``[draws, B, chunk, C, h, w]``."""
+
+    batch: Batch
+    where: Where
+    corners: Tensor
+    noise: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        where = (self.where.clip, self.where.edit, self.where.turn, self.where.window)
+        return [*self.batch.tensors().values(), *where, self.corners, self.noise]
+
+
+class RolloutStep:
+    """A :data:`~egoedit_ros.train.parts.Step` in two: what is drawn, and what is learnt of it."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        autoencoder: EdgeAutoencoder,
+        config: EditorConfig,
+        data: FlowData,
+        given: RolloutData,
+        clips: ResidentClips,
+    ) -> None:
+        self.model, self.autoencoder, self.config = model, autoencoder, config
+        self.data, self.given, self.clips = data, given, clips
+        self.decode, self.decoded_loss = decode_beside, decoded_loss
+        self.last: Batch | None = None  # what the last step was about
+
+    def __call__(
+        self, rng: np.random.Generator, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.learn(*self.draw(rng, noise))
+
+    def draw(self, rng: np.random.Generator, noise: torch.Generator) -> tuple[Kind, Drawn]:
+        """What the next step is about."""
+        view = self.data.draw_view(rng)
+        nfe, exit_step = draw_steps(rng, self.given.of_steps)
+        # All streams begin with the same level of noise: a first step is that of a single one.
+        kind = Kind(view, nfe if exit_step else 1, exit_step)
+        batch, where = self.clips.draw(rng, view, with_pixels=bool(self.given.pixels))
+        self.last = batch
+        corners = square_corners(batch, self.given.square, noise)
+        chunk = self.config.chunk_latents
+        count = batch.target.shape[1] // chunk * (exit_step + 1)
+        shape = (count, len(batch.target), chunk, *batch.target.shape[2:])
+        made = torch.randn(shape, generator=noise, device=noise.device)
+        return kind, Drawn(batch, where, corners, made)
+
+    def learn(self, kind: Kind, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and figures to report. Nothing here is drawn, nor asked of the device."""
+        config, view, batch = self.config, kind.view, drawn.batch
+        rows = iter(drawn.noise)
+        draw = lambda *_: next(rows)  # noqa: E731
+        if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
+            rollout = rollout_whole(config, kind.nfe, bool(view.crop))
+            made = rollout(self.model, batch, kind.exit_step, draw)
+        else:  # a crop's place does not matter: rotary embeddings are relative
+            longer = view.frames > 2 * config.chunk_latents  # or nothing would see any past
+            made = rollout_stream(
+                self.model, config, batch.source, batch.text, kind.exit_step, kind.nfe, draw,
+                hide_first=longer,
+            )  # fmt: skip
+        loss, report = weighted(made.float(), batch, view)
+        loss = self.given.in_latents * loss
+        if self.given.pixels:
+            decoded = decode_squares(
+                self.autoencoder, made, batch, drawn.where, self.clips, drawn.corners,
+                self.given.square, self.decode,
+            )  # fmt: skip
+            in_pixels, figures = self.decoded_loss(*decoded, count=view.frames)
+            loss, report = loss + self.given.pixels * in_pixels, report | figures
+        return loss, report
 
 
 def train_rollout(
@@ -107,42 +216,23 @@ def train_rollout(
         model.training_head = autoencoder
         for name, parameter in autoencoder.named_parameters():
             parameter.requires_grad_(name.startswith("decoder_"))
-    seen: list[Batch] = []
 
     def leave_decoder(averaged: Transformer) -> None:
         weights = averaged.training_head.state_dict()
         path = settings.output / "decoder.safetensors"
         write_together([(path, weights, {"stage": "decoder", "model": settings.model})])
 
-    def step(rng: np.random.Generator, noise: torch.Generator):
-        view = data.draw_view(rng)
-        batch, where = resident.draw(rng, view, with_pixels=bool(given.pixels))
-        seen[:] = [batch]
-        nfe, exit_step = draw_steps(rng, given.of_steps)
-        draw = lambda shape, *_: group.normal(noise, shape)  # noqa: E731
-        if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
-            made = rollout_whole(config, nfe, bool(view.crop))(model, batch, exit_step, draw)
-        else:  # a crop's place does not matter: rotary embeddings are relative
-            longer = view.frames > 2 * config.chunk_latents  # or nothing would see any past
-            made = rollout_stream(
-                model, config, batch.source, batch.text, exit_step, nfe, draw, hide_first=longer
-            )
-        loss, report = weighted(made.float(), batch, view)
-        loss = given.in_latents * loss
-        if given.pixels:
-            decoded = decode_squares(autoencoder, made, batch, where, resident, given.square, noise)
-            in_pixels, figures = decoded_loss(*decoded, count=view.frames)
-            loss, report = loss + given.pixels * in_pixels, report | figures
-        return loss, report
-
+    step = RolloutStep(model, autoencoder, config, data, given, resident)
+    if settings.compile:
+        step.decode, step.decoded_loss = compiled(decode_beside), compiled(decoded_loss)
     return Trainer(
         model,
         settings,
-        step,
+        Captured(step, model, group.device) if given.captured else step,
         leave_decoder if given.with_decoder else None,
         data={"data": data.__dict__, "rollout": given.__dict__},
         group=group,
-        batch=lambda: seen[0].tensors() if seen else {},
+        batch=lambda: step.last.tensors() if step.last else {},
         sampler=sampler,
         rolls_out=True,
     ).run()
@@ -177,7 +267,8 @@ class StreamDecoderStep:
             true = max(1, round(self.data.true_share * len(made)))
             rough = 0.1 * torch.randn(made[:true].shape, generator=noise, device=noise.device)
             made[:true] = batch.target[:true] + rough
-        decoded = decode_squares(self.model, made, batch, where, self.clips, self.data.crop, noise)
+        corners, size = square_corners(batch, self.data.crop, noise), self.data.crop
+        decoded = decode_squares(self.model, made, batch, where, self.clips, corners, size)
         return decoded_loss(*decoded, slice(true * self.data.frames, None), self.data.frames)
 
 
@@ -219,7 +310,8 @@ class Validation:
             made = rollout_stream(
                 net, self.config, batch.source, batch.text, nfe - 1, nfe, draw, hide_first=False
             )
-            sums += _errors(*decode_squares(decoder, made, batch, where, self.clips, 0, noise))
+            corners = square_corners(batch, 0, noise)
+            sums += _errors(*decode_squares(decoder, made, batch, where, self.clips, corners, 0))
         error, change, unlike, unlike_before = sums.tolist()
         return {
             "gain": 1 - error / max(change, 1e-9),

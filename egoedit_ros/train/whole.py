@@ -137,8 +137,8 @@ class Whole:
         validation = Validation(unseen, self.config, autoencoder, self.most)
         if name == "rollout":
             settings, rest = part.settings()
-            names = ("pixels", "square", "of_steps", "in_latents", "with_decoder")
-            given = {k: rest.pop(k) for k in names if k in rest}
+            names = set(RolloutData.__dataclass_fields__) - {"autoencoder"}
+            given = {k: rest.pop(k) for k in sorted(names) if k in rest}
             data = build(FlowData, part.flow_values(rest))
             told = build(RolloutData, {"autoencoder": autoencoder} | given)
             return train_rollout(settings, data, told, clips, start, validation)

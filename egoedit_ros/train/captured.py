@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training steps as CUDA graphs: the launches of a step's thousands of kernels cost nothing.
+
+A small network's step is a few thousand kernels of some microseconds each, and Python needs longer
+to start one than the GPU to run it. So a step's forward and backward pass are recorded once for
+each kind of step and replayed from then on. What a step draws is drawn outside and copied to where
+the recording reads it; gradients are added to buffers that stay; clipping, the optimiser and the
+average are as in any other step.
+
+Seen from the loop it is a step whose loss needs no backward pass any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from egoedit_ros.errors import UserError
+
+WARM = 3  # runs before a recording: compilers, the choice of algorithms, lazily made buffers
+
+Learnt = tuple[Tensor, dict[str, Tensor]]
+
+
+class Drawn(Protocol):
+    """What a step is about, in tensors."""
+
+    def tensors(self) -> list[Tensor]: ...
+
+
+class TwoPart(Protocol):
+    """A step that says what it drew. ``learn`` must neither draw nor look at the device, and the
+    tensors of two draws of a kind must have the same shapes."""
+
+    def draw(self, rng: np.random.Generator, noise: torch.Generator) -> tuple[Hashable, Drawn]: ...
+
+    def learn(self, kind: Hashable, drawn: Drawn) -> Learnt: ...
+
+
+class Captured:
+    """``step`` as a :data:`~egoedit_ros.train.parts.Step` that leaves gradients in ``net``.
+
+    Raises UserError where there is no CUDA device.
+    """
+
+    def __init__(self, step: TwoPart, net: nn.Module, device: torch.device) -> None:
+        self.step = step
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        self._kinds: dict[Hashable, tuple[list[Tensor], Callable[[], None], Learnt]] = {}
+        self._prepare(device)
+
+    def _prepare(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise UserError("captured steps are CUDA graphs; leave captured out without a GPU")
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()  # no two replays at once: all share it
+
+    def __call__(self, rng: np.random.Generator, noise: torch.Generator) -> Learnt:
+        kind, drawn = self.step.draw(rng, noise)
+        if kind not in self._kinds:
+            self._kinds[kind] = (drawn.tensors(), *self._record(lambda: self._pass(kind, drawn)))
+        fixed, replay, (loss, report) = self._kinds[kind]
+        if fixed[0] is not drawn.tensors()[0]:
+            for to, new in zip(fixed, drawn.tensors(), strict=True):
+                to.copy_(new)
+        replay()
+        return loss, report
+
+    def _pass(self, kind: Hashable, drawn: Drawn) -> Learnt:
+        torch._foreach_zero_([p.grad for p in self.parameters])
+        loss, report = self.step.learn(kind, drawn)
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()
+        return loss.detach(), report
+
+    def _record(self, one_pass: Callable[[], Learnt]) -> tuple[Callable[[], None], Learnt]:
+        """What does the pass again, and where its results are after that."""
+        self._make_gradients()
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM):
+                one_pass()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Relaxed: other threads read clips meanwhile, and a cache asks for the memory there is.
+        how = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "relaxed"}
+        with torch.cuda.graph(graph, **how):
+            learnt = one_pass()
+        here.wait_stream(self._stream)
+        return graph.replay, learnt
+
+    def _make_gradients(self) -> None:
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
