@@ -209,12 +209,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens in, tokens out; what is attended to is the caller's (see :data:`Attend`).
-
-    rotate: what its queries and keys are to be turned by; a training may put a compiled one here.
-    """
-
-    rotate = staticmethod(rotate)
+    """Tokens in, tokens out; what is attended to is the caller's (see :data:`Attend`)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -309,12 +304,7 @@ def token_grid(
 
 
 def causal_attend(
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    chunk: int,
-    window: int | None = None,
-    rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rotate,
+    cos: Tensor, sin: Tensor, heads: int, chunk: int, window: int | None = None
 ) -> Attend:
     """Block-causal attention over a whole clip, chunk by chunk, without a dense mask.
 

@@ -62,7 +62,7 @@ class Denoiser:
         self.context = net.text(text)
         cos, sin = angles(net, corners, frames, *self.grid)
         # A clip seen whole is one chunk.
-        self.attend = _in_own_type(cos, sin, net, chunk or frames, window)
+        self.attend = _in_own_type(cos, sin, net.config.heads, chunk or frames, window)
 
     def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         net = self.net
@@ -73,9 +73,9 @@ class Denoiser:
         return to_clean(output, noisy, level, self.source, self.anchored)
 
 
-def _in_own_type(cos: Tensor, sin: Tensor, net: Transformer, chunk: int, window: int | None):
+def _in_own_type(cos: Tensor, sin: Tensor, heads: int, chunk: int, window: int | None):
     """Block-causal attention whose values follow q and k into the type of mixed precision."""
-    inner = causal_attend(cos, sin, net.config.heads, chunk, window, net.rotate)
+    inner = causal_attend(cos, sin, heads, chunk, window)
     return lambda layer, q, k, v: inner(layer, q, k, v.to(q.dtype))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -21,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.precision import best_dtype
-from egoedit_ros.model.transformer import Block, Transformer, rotate
+from egoedit_ros.model.transformer import Block, Transformer
 
 
 @dataclass(frozen=True)
@@ -169,20 +168,14 @@ def recompute_blocks(net: nn.Module) -> None:
         )
 
 
-def compiled(function: Callable) -> Callable:
-    """``torch.compile``, once for all sizes of a batch; what is computed with a gradient and what
-    without are two compilations. Needs a C++ compiler."""
-    return torch.compile(function, dynamic=True)
-
-
 def compile_blocks(net: nn.Module) -> None:
-    """Fuse what surrounds the attention (norms, modulation, gates, GELU, rotation).
+    """Fuse what surrounds the attention (norms, modulation, gates, GELU) by ``torch.compile``.
 
     Attention stays as it is: what a token sees is a new closure at every step. One compilation
-    serves all blocks.
+    serves all blocks; another is made for every shape of a batch.
     """
     torch._dynamo.config.recompile_limit = 64
-    ask, answer = compiled(Block.ask), compiled(Block.answer)
+    ask = torch.compile(Block.ask, dynamic=False)
+    answer = torch.compile(Block.answer, dynamic=False)
     for block in getattr(net, "blocks", ()):
         block.ask, block.answer = partial(ask, block), partial(answer, block)
-    net.rotate = compiled(rotate)

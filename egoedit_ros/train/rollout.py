@@ -12,6 +12,8 @@ Clips must be in a device's memory (:mod:`egoedit_ros.train.resident`), with the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder, Encoded, composite
 from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.precision import best_dtype, weights_as
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.train.autoencoder import EDITED, ssim_loss
 from egoedit_ros.train.batches import Batch, FlowData
@@ -31,8 +34,8 @@ from egoedit_ros.train.decoder import DecoderData, decoded_loss
 from egoedit_ros.train.dmd import rollout_whole
 from egoedit_ros.train.flow import new_transformer, weighted
 from egoedit_ros.train.latents import load_frozen
-from egoedit_ros.train.loop import Trainer, TrainSettings
-from egoedit_ros.train.parallel import alone, compiled, join
+from egoedit_ros.train.loop import TRAINING_ONLY, Trainer, TrainSettings
+from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
 from egoedit_ros.train.self_forcing import rollout_stream
 from egoedit_ros.train.states import write_together
@@ -76,15 +79,6 @@ def square_corners(batch: Batch, size: int, rng: torch.Generator) -> Tensor:
     return corner_around(batch.edited.any(1), square_cells(cells, size), rng, 0)
 
 
-def decode_beside(
-    autoencoder: EdgeAutoencoder, latents: Tensor, source: Tensor, coded: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Frames and mask logits of edited latents; the source as pictures and as latents."""
-    with torch.no_grad():
-        fine = autoencoder.encode(source).fine
-    return autoencoder.decode(latents, Encoded(coded, fine))
-
-
 def decode_squares(
     autoencoder: EdgeAutoencoder,
     made: Tensor,
@@ -93,17 +87,16 @@ def decode_squares(
     clips: ResidentClips,
     corners: Tensor,
     size: int,
-    decode=decode_beside,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Frames, mask logits, source and target of the squares at ``corners``, all latent frames
     ``[n * F, ...]``."""
     cells = square_cells(tuple(made.shape[-2:]), size)
     at, pixels = (2 * batch.corners + corners) * CELL, tuple(CELL * c for c in cells)
     source, target = (x.flatten(0, 1) for x in clips.pictures(where, at, pixels))
-    latents, coded = (
-        crop(x, corners, *cells).flatten(0, 1).contiguous() for x in (made, batch.source)
-    )
-    frames, logits = decode(autoencoder, latents, source, coded)
+    with torch.no_grad():
+        fine = autoencoder.encode(source).fine
+    latents, coded = (crop(x, corners, *cells).flatten(0, 1) for x in (made, batch.source))
+    frames, logits = autoencoder.decode(latents, Encoded(coded, fine))
     return frames, logits, source, target
 
 
@@ -143,10 +136,11 @@ class RolloutStep:
         data: FlowData,
         given: RolloutData,
         clips: ResidentClips,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """dtype: what the transformer computes in; None: as autocast has it."""
         self.model, self.autoencoder, self.config = model, autoencoder, config
-        self.data, self.given, self.clips = data, given, clips
-        self.decode, self.decoded_loss = decode_beside, decoded_loss
+        self.data, self.given, self.clips, self.dtype = data, given, clips, dtype
         self.last: Batch | None = None  # what the last step was about
 
     def __call__(
@@ -171,28 +165,43 @@ class RolloutStep:
 
     def learn(self, kind: Kind, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and figures to report. Nothing here is drawn, nor asked of the device."""
-        config, view, batch = self.config, kind.view, drawn.batch
-        rows = iter(drawn.noise)
-        draw = lambda *_: next(rows)  # noqa: E731
-        if view.frames == config.chunk_latents:  # a stream's first chunk sees itself only
-            rollout = rollout_whole(config, kind.nfe, bool(view.crop))
-            made = rollout(self.model, batch, kind.exit_step, draw)
-        else:  # a crop's place does not matter: rotary embeddings are relative
-            longer = view.frames > 2 * config.chunk_latents  # or nothing would see any past
-            made = rollout_stream(
-                self.model, config, batch.source, batch.text, kind.exit_step, kind.nfe, draw,
-                hide_first=longer,
-            )  # fmt: skip
+        view, batch = kind.view, drawn.batch
+        made = self._stream(kind, drawn)
         loss, report = weighted(made.float(), batch, view)
         loss = self.given.in_latents * loss
         if self.given.pixels:
             decoded = decode_squares(
                 self.autoencoder, made, batch, drawn.where, self.clips, drawn.corners,
-                self.given.square, self.decode,
+                self.given.square,
             )  # fmt: skip
-            in_pixels, figures = self.decoded_loss(*decoded, count=view.frames)
+            in_pixels, figures = decoded_loss(*decoded, count=view.frames)
             loss, report = loss + self.given.pixels * in_pixels, report | figures
         return loss, report
+
+    def _stream(self, kind: Kind, drawn: Drawn) -> Tensor:
+        """Edited latents."""
+        config, batch, rows = self.config, drawn.batch, iter(drawn.noise)
+        draw = lambda *_: next(rows)  # noqa: E731
+        with self._precision(batch.source.device.type):
+            if kind.view.frames == config.chunk_latents:  # a first chunk sees itself only
+                rollout = rollout_whole(config, kind.nfe, bool(kind.view.crop))
+                return rollout(self.model, batch, kind.exit_step, draw)
+            # A crop's place does not matter: rotary embeddings are relative.
+            longer = kind.view.frames > 2 * config.chunk_latents  # or nothing would see any past
+            return rollout_stream(
+                self.model, config, batch.source, batch.text, kind.exit_step, kind.nfe, draw,
+                hide_first=longer,
+            )  # fmt: skip
+
+    @contextmanager
+    def _precision(self, device: str) -> Iterator[None]:
+        if self.dtype is None:
+            yield
+            return
+        named = self.model.named_modules()
+        mine = [m for n, m in named if not f"{n}.".startswith(TRAINING_ONLY)]
+        with weights_as(mine, self.dtype), torch.autocast(device, enabled=False):
+            yield
 
 
 def train_rollout(
@@ -222,9 +231,10 @@ def train_rollout(
         path = settings.output / "decoder.safetensors"
         write_together([(path, weights, {"stage": "decoder", "model": settings.model})])
 
-    step = RolloutStep(model, autoencoder, config, data, given, resident)
-    if settings.compile:
-        step.decode, step.decoded_loss = compiled(decode_beside), compiled(decoded_loss)
+    dtype = best_dtype(group.device) if settings.bf16 else torch.float32
+    if settings.recompute or settings.compile:
+        dtype = None  # both read the weights when they are no longer cast
+    step = RolloutStep(model, autoencoder, config, data, given, resident, dtype)
     return Trainer(
         model,
         settings,

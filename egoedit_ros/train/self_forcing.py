@@ -22,7 +22,7 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
-from egoedit_ros.model.transformer import Attend, Transformer, split_heads
+from egoedit_ros.model.transformer import Attend, Transformer, rotate, split_heads
 from egoedit_ros.train.batches import FlowData, Resident
 from egoedit_ros.train.dmd import DistillData, Rollout, distill
 from egoedit_ros.train.loop import TrainSettings
@@ -58,7 +58,6 @@ class RolloutCache(KeyValueCache):
         """
         past = [self._kept[slot] for slot in self._order]
         cos, sin = self.rotation()
-        rotate = self._transformer.rotate
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             shape = q.shape
@@ -137,7 +136,6 @@ def _as_seen_whole(net: Transformer) -> SimpleNamespace:
     return SimpleNamespace(
         config=net.config,
         rope=net.rope,
-        rotate=net.rotate,
         proj_out=SimpleNamespace(weight=like),
         last_keys=net.last_keys,
     )
