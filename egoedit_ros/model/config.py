@@ -113,7 +113,7 @@ def _from(kind: type, values: dict, **more):
 
 def _edge() -> EditorConfig:
     return EditorConfig(
-        window_chunks=1, steady=(0.8, 0.7, 0.6, 0.5), transformer=TransformerConfig(gates=3)
+        window_chunks=1, steady=(0.95, 0.9, 0.85, 0.8), transformer=TransformerConfig(gates=3)
     )
 
 

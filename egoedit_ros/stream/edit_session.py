@@ -366,7 +366,7 @@ class EditSession:
 
     def _steadied(self, work: ChunkWork) -> ChunkWork:
         if self._steady is not None:
-            work.picture = self._steady(
+            work.picture, work.mask = self._steady(
                 work.frames, work.picture, work.mask, work.first, work.joins
             )
         return work

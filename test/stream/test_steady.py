@@ -8,7 +8,7 @@ from runtime_support import SIZE, TEXT, pictures, small_model
 from egoedit_ros.stream.edit_session import EditSession
 from egoedit_ros.stream.steady import Steadier
 
-WEIGHTS = (0.8, 0.7, 0.6, 0.5)
+WEIGHTS = (0.95, 0.9, 0.85, 0.8)
 SIDE = 28
 
 
@@ -32,10 +32,10 @@ def _film(chunks, flicker=30, speed=1):
 
 
 def _run(steadier, source, edited, mask, joins=True):
-    made = [steadier(source[:1], edited[:1], mask[:1], True, False)]
+    made = [steadier(source[:1], edited[:1], mask[:1], True, False)[0]]
     for t in range(1, len(source), 4):
         here = slice(t, t + 4)
-        made.append(steadier(source[here], edited[here], mask[here], False, joins))
+        made.append(steadier(source[here], edited[here], mask[here], False, joins)[0])
     return np.concatenate(made)
 
 
@@ -63,9 +63,15 @@ def test_the_square_moves_and_leaves_no_trail():
 
 
 def test_what_is_not_edited_stays_to_the_bit():
-    source, edited, mask, _ = _film(6)
-    made = _run(Steadier(WEIGHTS), source, edited, mask)
-    assert np.array_equal(made[mask == 0], source[mask == 0])
+    source, edited, mask, _ = _film(6, speed=3)
+    steadier, shown = Steadier(WEIGHTS), []
+    for t in range(1, len(source), 4):
+        here = slice(t, t + 4)
+        shown.append(steadier(source[here], edited[here], mask[here], False, True))
+    made, where = (np.concatenate(x) for x in zip(*shown, strict=True))
+    assert (where[mask[1:] > 0] > 0).all()
+    assert np.mean(where[mask[1:] == 0] > 64) < 0.02  # a rim, at most
+    assert np.array_equal(made[where == 0], source[1:][where == 0])
     nothing = _run(Steadier(WEIGHTS), source, source, np.zeros_like(mask))
     assert np.array_equal(nothing, source)
 
@@ -75,7 +81,7 @@ def test_a_picture_that_the_flow_does_not_explain_is_left_as_it_was_made():
     source[5:] = 255 - source[5:]  # a cut
     edited[5:] = np.where(mask[5:, ..., None] > 0, edited[5:], source[5:])
     made = _run(Steadier(WEIGHTS), source, edited, mask)
-    assert np.abs(made[5].astype(int) - edited[5]).mean() < 0.5
+    assert np.abs(made[5].astype(int) - edited[5]).mean() < 1  # 1.8 were the square carried
 
 
 def test_the_inputs_are_not_written_to():
