@@ -43,7 +43,8 @@ MakeSession = Callable[[EditModel, int], EditSession]
 
 
 def run_gpu_check(json_file: Path | None = None) -> int:
-    """Check everything, print the table and write the JSON. Returns 0, or 1 if something failed.
+    """Check everything, print the table and write the JSON, after each part, so that a machine that
+    is taken away leaves what was found. Returns 0, or 1 if something failed.
 
     Raises UserError where there is no CUDA device (exit code 2).
     """
@@ -56,11 +57,7 @@ def run_gpu_check(json_file: Path | None = None) -> int:
     context = Context()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     properties = torch.cuda.get_device_properties(0)
-    parity = check_parity()
-    overlap = attempt(lambda: check_overlap(context))
-    configurations = measure_all(
-        torch.cuda.mem_get_info()[0], torch.device("cuda"), session_makers(context)
-    )
+    path = json_file or Path("gpu_check.json")
     content = {
         "gpu": {
             "name": properties.name,
@@ -68,16 +65,25 @@ def run_gpu_check(json_file: Path | None = None) -> int:
             "capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
         },
-        "parity": parity,
-        "overlap": overlap,
-        "configurations": configurations,
         "paper": PAPER,
+        "parity": {},
+        "overlap": {},
+        "configurations": [],
     } | provenance({"tolerance": TOLERANCE}, None)
-    path = json_file or Path("gpu_check.json")
-    write_json(content, path)
+
+    def keep(rows: list[dict] | None = None) -> None:
+        content["configurations"] = rows or []
+        write_json(content, path)
+
+    content["parity"] = check_parity()
+    keep()
+    content["overlap"] = attempt(lambda: check_overlap(context))
+    keep()
+    free, makers = torch.cuda.mem_get_info()[0], session_makers(context)
+    measure_all(free, torch.device("cuda"), makers, keep=keep)
     print(format_report(content))
     print(f"\nall figures: {path}")
-    results = [*parity.values(), overlap, *configurations]
+    results = [*content["parity"].values(), content["overlap"], *content["configurations"]]
     return 1 if any("error" in r or r.get("ok") is False for r in results) else 0
 
 
@@ -235,10 +241,17 @@ def random_model(config: EditorConfig, device: torch.device, dtype: torch.dtype)
 
 
 def measure_all(
-    free_bytes: int, device: torch.device, makers: dict[str, MakeSession], seconds: float = 8.0
+    free_bytes: int,
+    device: torch.device,
+    makers: dict[str, MakeSession],
+    seconds: float = 8.0,
+    keep: Callable[[list[dict]], None] = lambda rows: None,
 ) -> list[dict]:
-    """Speed of each configuration by each backend; those that do not fit are named with why."""
-    rows = []
+    """Speed of each configuration by each backend; those that do not fit are named with why.
+
+    keep: called with the rows so far after each.
+    """
+    rows: list[dict] = []
     for name in sorted(CONFIGS):
         config = get_config(name)
         needed = attempt(lambda config=config: {"bytes": bytes_needed(config) + SPARE_BYTES})
@@ -247,6 +260,7 @@ def measure_all(
                 f"needs about {needed['bytes'] / 2**30:.0f} GiB of {free_bytes / 2**30:.0f}"
             )
             rows.append({"configuration": name, "backend": "-", "left_out": why})
+            keep(rows)
             continue
         loaded = attempt(lambda config=config: {"model": _model(config, device)})
         for backend, make in makers.items():
@@ -255,8 +269,10 @@ def measure_all(
             row = {"configuration": name, "backend": backend}
             if "error" in loaded:
                 rows.append(row | loaded)
+                keep(rows)
                 break
             rows.append(row | attempt(lambda m=make, x=loaded: measure(x["model"], m, seconds)))
+            keep(rows)
         loaded.clear()
         if device.type == "cuda":
             torch.cuda.empty_cache()

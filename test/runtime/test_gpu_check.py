@@ -55,7 +55,11 @@ def _only(monkeypatch, **configs):
 def test_configurations_are_measured_or_left_out_with_why(monkeypatch):
     _only(monkeypatch, small=small_config(nfe=2))
     makers = {"eager": lambda model, nfe: EditSession(model, nfe=nfe or None)}
-    (row,) = gpu_check.measure_all(2**40, CPU, makers, seconds=0.05)
+    kept = []
+    (row,) = gpu_check.measure_all(
+        2**40, CPU, makers, seconds=0.05, keep=lambda rows: kept.append(len(rows))
+    )
+    assert kept == [1]
     assert row["fps"] > 0 and row["recording_ms"] == 62.5  # one frame at 16 per second
     assert row["first_frame_ms"] > row["recording_ms"]
     assert row["dtype"] == "bfloat16" and row["nfe"] == 2
