@@ -90,6 +90,26 @@ def test_rollout_learns_on_squares(tmp_path, frames):
     assert any(not torch.equal(before[name], after[name]) for name in after)
 
 
+def test_in_bfloat16_a_stream_learns_the_same(tmp_path, monkeypatch):
+    """Weights are cast for the transformer alone, and what is left is float32."""
+    recipe = _recipe(tmp_path, ("autoencoder", "flow", "rollout"))
+    out = tmp_path / "out"
+    recipe["rollout"] |= {"start": out / "flow.safetensors", "frames": 3, "crop": 0, "steps": 2}
+    recipe["rollout"] |= {"with_decoder": True, "optimizer": "adamw"}
+    run_stage("whole", recipe)
+    (out / "rollout.state.safetensors").unlink()
+    first = json.loads((out / "rollout.log.jsonl").read_text().splitlines()[0])
+    (out / "rollout.log.jsonl").unlink()
+    monkeypatch.setattr("egoedit_ros.train.rollout.best_dtype", lambda device: torch.bfloat16)
+    recipe["whole"]["stages"] = ["rollout"]
+    run_stage("whole", recipe)
+    other = json.loads((out / "rollout.log.jsonl").read_text().splitlines()[0])
+    assert other["loss"] != first["loss"]
+    for name in ("loss", "grad_norm", "gain", "ssim"):
+        assert other[name] == pytest.approx(first[name], rel=0.03)
+    assert {v.dtype for v in load_file(out / "rollout.safetensors").values()} == {torch.float32}
+
+
 def test_the_decoder_can_learn_beside_the_transformer(tmp_path):
     recipe = _recipe(tmp_path, ("autoencoder", "flow", "rollout"))
     start = tmp_path / "out" / "flow.safetensors"
