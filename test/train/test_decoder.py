@@ -3,7 +3,7 @@
 
 import torch
 
-from egoedit_ros.train.decoder import change_loss, decoded_loss
+from egoedit_ros.train.decoder import BORDER, change_loss, decoded_loss
 
 
 def _streams():
@@ -31,8 +31,12 @@ def test_a_jump_where_latent_frames_meet_costs_only_inside_a_stream():
     made = target.clone()
     made[1] += 0.1  # the second latent frame of the first stream
     jump = change_loss(made, target, weight, 2)
-    # One of the seven changes of one of two streams.
-    torch.testing.assert_close(jump, torch.tensor(0.1 / 14))
+    # One of the seven changes of one of two streams, the one that weighs most.
+    torch.testing.assert_close(jump, torch.tensor(BORDER * 0.1 / 14))
+    inside = target.clone()
+    inside[0, 2:] += 0.1
+    inside[1] += 0.1  # the same jump two pictures earlier
+    torch.testing.assert_close(change_loss(inside, target, weight, 2), jump / BORDER)
     assert change_loss(made, target, weight, 1) < 1e-6
     made = target.clone()
     made[:2] += 0.1  # all of a stream: nothing jumps
