@@ -53,8 +53,8 @@ class Captured:
     """
 
     def __init__(self, step: TwoPart, net: nn.Module, device: torch.device) -> None:
-        self.step = step
-        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        self.step, self.net = step, net
+        self.parameters: list[nn.Parameter] = []
         self._kinds: dict[Hashable, tuple[list[Tensor], Callable[[], Learnt]]] = {}
         self._prepare(device)
 
@@ -84,6 +84,8 @@ class Captured:
 
     def _recorded(self, kind: Hashable, drawn: Drawn) -> Callable[[], Learnt]:
         """What does the pass on the tensors of ``drawn`` again, by a recording if it is right."""
+        # Not before: the trainer may have put others (LoRA) in the network's own place.
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

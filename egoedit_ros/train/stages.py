@@ -244,7 +244,7 @@ class _Work:
 
     def flow_values(self, rest: dict) -> dict:
         values = {"latents": self.folders["latents"]} | rest
-        for name in ("views", "sources"):
+        for name in ("views", "sources", "edit_weights"):
             given = rest.get(name) or ()
             if not isinstance(given, (list, tuple)):
                 raise UserError(f"{self.stage}: {name} must be a list")

@@ -74,10 +74,14 @@ def _net():
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
-def _trained(folder, wrap):
+def _trained(folder, wrap, late=False):
     net = _net()
-    settings = TrainSettings(folder, "line", steps=12, lr=0.01, warmup=1, log_every=1, seed=5)
-    Trainer(net, settings, wrap(Line(net), net)).run()
+    given = {"steps": 12, "lr": 0.01, "warmup": 1, "log_every": 1, "seed": 5}
+    settings = TrainSettings(folder, "line", **given)
+    net[0].requires_grad_(not late)
+    step = wrap(Line(net), net)
+    net[0].requires_grad_(True)  # after the step was made, as LoRA's weights come
+    Trainer(net, settings, step).run()
     return load_file(folder / "line.safetensors"), (folder / "line.log.jsonl").read_text()
 
 
@@ -92,6 +96,13 @@ def test_a_run_of_recorded_steps_is_the_run_of_launched_ones(tmp_path):
         torch.testing.assert_close(recorded[name], weight, rtol=0, atol=0)
     assert _without_time(log) == _without_time(other)
     assert '"twice"' in log
+
+
+def test_what_learns_may_be_settled_after_the_step_was_made(tmp_path):
+    launched, _ = _trained(tmp_path / "launched", lambda step, net: step, late=True)
+    recorded, _ = _trained(tmp_path / "recorded", Replayed, late=True)
+    for name, weight in launched.items():
+        torch.testing.assert_close(recorded[name], weight, rtol=0, atol=0)
 
 
 def test_a_recording_that_does_something_else_is_not_used(tmp_path, capsys):
