@@ -92,6 +92,8 @@ def check_config(config: EditorConfig, path: Path) -> None:
     fits = isinstance(steady, tuple) and len(steady) in (0, 4)
     if not fits or not all(isinstance(x, (int, float)) and 0 <= x < 1 for x in steady):
         raise UserError(f"{path}: steady must be 4 numbers from 0 to below 1, or none")
+    if not isinstance(config.sharpen, bool):
+        raise UserError(f"{path}: sharpen is {config.sharpen!r}; it must be true or false")
 
 
 def load_editor(folder: Path) -> tuple[EditorConfig, Transformer, nn.Module]:

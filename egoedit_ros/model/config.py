@@ -70,7 +70,8 @@ class EditorConfig:
     what it is asked for has one right answer, and it is too small to sharpen that in later steps
     (docs/training.md). strength: the noise to start from, before
     the shift; below 1 the edit starts from the noised source, which gives a text-to-video model
-    (that has never seen a source) something to keep. text_encoder: see
+    (that has never seen a source) something to keep. steady, sharpen: what is done to the frames,
+    see :mod:`egoedit_ros.stream.steady` and :mod:`egoedit_ros.stream.edges`. text_encoder: see
     :func:`~egoedit_ros.model.text.get_text_encoder`; text_folder: where its weights are.
     """
 
@@ -84,6 +85,7 @@ class EditorConfig:
     fps: float = 16.0
     strength: float = 1.0
     steady: tuple[float, ...] = ()
+    sharpen: bool = False
     text_encoder: str = "minilm"
     text_folder: str = ""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -113,7 +115,10 @@ def _from(kind: type, values: dict, **more):
 
 def _edge() -> EditorConfig:
     return EditorConfig(
-        window_chunks=1, steady=(0.95, 0.9, 0.85, 0.8), transformer=TransformerConfig(gates=3)
+        window_chunks=1,
+        steady=(0.93, 0.87, 0.82, 0.77),
+        sharpen=True,
+        transformer=TransformerConfig(gates=3),
     )
 
 

@@ -28,7 +28,7 @@ from egoedit_ros.model.wan_autoencoder import MixedAutoencoder, read_wan_autoenc
 FILE = "editor.json"
 PARTS = ("transformer", "autoencoder", "text_encoder")
 STREAMING = ("size", "chunk_latents", "window_chunks", "sink_chunks", "nfe", "shift", "strength",
-             "steady", "fps")  # fmt: skip
+             "steady", "sharpen", "fps")  # fmt: skip
 
 
 def own_description(path: Path) -> tuple[Path, dict] | None:

@@ -170,7 +170,7 @@ class CudaSession(PieceSession):
         mask.copy_(work.mask, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         work.picture, work.mask = picture.numpy().copy(), mask.numpy().copy()
-        return self._steadied(work)
+        return self._finished(work)
 
     def run(self, frames: np.ndarray) -> ChunkResult:
         """As EditSession.run; the durations are the GPU's, by events."""

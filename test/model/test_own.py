@@ -191,6 +191,7 @@ def test_state_stays_level(parts):
         ({"steady": [0.5, 0.5, 0.5, 1.5]}, "steady must be 4 numbers"),
         ({"steady": ["a", 0.5, 0.5, 0.5]}, "steady must be 4 numbers"),
         ({"steady": 0.5}, "steady must be 4 numbers"),
+        ({"sharpen": "yes"}, "sharpen is 'yes'; it must be true or false"),
         ({"config": "wan-14b"}, "is of another model: 2 layers 256 wide"),
         ({"config": "wan-7b"}, "no model called"),
         ({"transformer": "nothing.pt"}, "no weights at"),
