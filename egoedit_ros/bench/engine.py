@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from egoedit_ros.runtime.film import INSTRUCTION, Film
 from egoedit_ros.stream.session import ChunkSession
 
-INSTRUCTION = "turn the red ball blue"
 NEXT_INSTRUCTION = "turn the mug into a potted cactus"
 
 
@@ -21,19 +21,11 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _frames(session: ChunkSession, count: int, seed: int = 0) -> np.ndarray:
-    """A moving noise picture, uint8 ``[count, h, w, 3]``: speed does not depend on content."""
-    width, height = session.size
-    rng = np.random.default_rng(seed)
-    wide = rng.integers(0, 256, (height, width + count, 3), dtype=np.uint8)
-    return np.stack([wide[:, i : i + width] for i in range(count)])
-
-
-def run_chunks(session: ChunkSession, chunks: int) -> list[float]:
-    """Seconds of each of ``chunks`` chunks, cache write included."""
+def run_chunks(session: ChunkSession, film: Film, chunks: int) -> list[float]:
+    """Seconds of each of ``chunks`` chunks of the film, cache write included."""
     times = []
-    for index in range(chunks):
-        frames = _frames(session, session.frames_needed, index)
+    for _ in range(chunks):
+        frames = film.take(session.frames_needed)
         start = time.perf_counter()
         session.run(frames)
         session.settle()
@@ -41,15 +33,19 @@ def run_chunks(session: ChunkSession, chunks: int) -> list[float]:
     return times
 
 
-def measure_fps(session: ChunkSession, seconds: float = 8.0) -> float:
-    """Frames per second of the steady stream: frames of a chunk over its median time."""
+def measure_fps(session: ChunkSession, seconds: float = 8.0, everywhere: bool = False) -> float:
+    """Frames per second of the steady stream: frames of a chunk over its median time.
+
+    everywhere: of an edit all over the picture, see :class:`~egoedit_ros.runtime.film.Film`.
+    """
     session.reset()
     session.set_instruction(INSTRUCTION, 0)
-    run_chunks(session, 6)  # fills the window
+    film = Film(session.size, everywhere)
+    run_chunks(session, film, 6)  # fills the window
     per_chunk = session.frames_needed
     times, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
-        times += run_chunks(session, 1)
+        times += run_chunks(session, film, 1)
     return per_chunk / float(np.median(times))
 
 
@@ -59,7 +55,7 @@ def measure_first_frame_ms(session: ChunkSession, runs: int = 10) -> float:
     for _ in range(runs):
         session.reset()
         session.set_instruction(INSTRUCTION, 0)
-        frames = _frames(session, session.frames_needed)
+        frames = Film(session.size).take(session.frames_needed)
         start = time.perf_counter()
         session.run(frames)
         times.append(1e3 * (time.perf_counter() - start))
@@ -76,19 +72,20 @@ def measure_switch(sessions: dict[str, ChunkSession], rounds: int = 7) -> dict[s
     text: list[float] = []
     plain: list[float] = []
     switched: dict[str, list[float]] = {name: [] for name in sessions}
-    for session in sessions.values():
+    films = {name: Film(session.size) for name, session in sessions.items()}
+    for name, session in sessions.items():
         session.reset()
         session.set_instruction(INSTRUCTION, 0)
-        run_chunks(session, 6)  # fills the window
+        run_chunks(session, films[name], 6)  # fills the window
     for round_ in range(rounds):
         for name, session in sessions.items():
-            plain += run_chunks(session, 1)
+            plain += run_chunks(session, films[name], 1)
             start = time.perf_counter()
             session.set_instruction((NEXT_INSTRUCTION, INSTRUCTION)[round_ % 2], 0)
             text.append(time.perf_counter() - start)
-            switched[name] += run_chunks(session, 1)
+            switched[name] += run_chunks(session, films[name], 1)
             # A blend must be over, and its past made anew, before the next switch.
-            run_chunks(session, getattr(session, "blend_chunks", 0) + 1)
+            run_chunks(session, films[name], getattr(session, "blend_chunks", 0) + 1)
     chunk = float(np.median(plain))
     more = {f"{name}_ms": 1e3 * (float(np.median(t)) - chunk) for name, t in switched.items()}
     return {"text_ms": 1e3 * float(np.median(text)), "chunk_ms": 1e3 * chunk, **more}
@@ -103,10 +100,11 @@ def soak(session: ChunkSession, chunks: int, tick: Callable[[int], None]) -> dic
     session.reset()
     session.set_instruction(INSTRUCTION, 0)
     times, cpu, memory = [], [], []
+    film = Film(session.size)
     load = [os.getloadavg()[0]]
     for done in range(chunks):
         start = time.process_time()
-        times += run_chunks(session, 1)
+        times += run_chunks(session, film, 1)
         cpu.append(time.process_time() - start)
         memory.append(resident_bytes())
         tick(done + 1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from egoedit_ros.runtime.executor import Lane
+from egoedit_ros.runtime.film import Film
 from egoedit_ros.runtime.stages import ONE_LANE, THREE_LANES, OverlappedStream
 
 if TYPE_CHECKING:
@@ -81,13 +82,11 @@ def measure_split(session: EditSession, split: Split, chunks: int = 12) -> float
     The session must have an instruction.
     """
     session.reset()
-    width, height = session.size
-    rng = np.random.default_rng(0)
+    film = Film(session.size)
 
     def pictures(count: int) -> Iterator[np.ndarray]:
         for _ in range(count):
-            shape = (session.frames_needed, height, width, 3)
-            yield rng.integers(0, 256, shape, dtype=np.uint8)
+            yield film.take(session.frames_needed)
 
     with cpu_stream(session, split) as stream:
         for _ in stream.run(pictures(session.model.config.window_chunks + 2)):

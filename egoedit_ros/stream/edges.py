@@ -17,6 +17,7 @@ from itertools import product
 import cv2
 import numpy as np
 
+REACH = 4  # pixels
 MARGIN = 12  # pixels around the edit that windows may see
 RADII = (8, 4, 2)  # of the windows: a wide one first, narrower ones on what that leaves
 DOUBTS = (6.0, 4.0, 2.0)  # the filter counts by 1 - doubt * share of the contrast left unexplained
@@ -24,6 +25,13 @@ CONTRAST = 30.0  # squared, of 255: what counts as none
 RIDGE = 1e-4  # of squared colours in 0..1: less contrast than that in the camera explains nothing
 # Edges are drawn together by moving pixels against the slope of edge strength, this far at most.
 STEEP, FARTHEST, FAINT = 15.0, 2.5, 8.0
+
+
+def near_sure(mask: np.ndarray) -> np.ndarray:
+    """``mask`` (uint8 ``[n, h, w]``) where it is full within ``REACH`` pixels, else 0: what is
+    faint and far from any edit is noise. It would cost the camera's pixels, and time."""
+    kernel = np.ones((2 * REACH + 1, 2 * REACH + 1), np.uint8)
+    return np.stack([np.where(cv2.dilate(m, kernel) == 255, m, 0) for m in mask])
 
 
 def sharpen(source: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:

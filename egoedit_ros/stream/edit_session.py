@@ -24,7 +24,7 @@ from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.stream.conditioning import TextSwitch
-from egoedit_ros.stream.edges import sharpen
+from egoedit_ros.stream.edges import near_sure, sharpen
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
 from egoedit_ros.stream.steady import Steadier
 
@@ -369,6 +369,11 @@ class EditSession:
         return self._finished(work)
 
     def _finished(self, work: ChunkWork) -> ChunkWork:
+        mask = near_sure(work.mask)
+        if self.preserve:
+            dropped = (mask == 0) & (work.mask > 0)
+            work.picture = np.where(dropped[..., None], work.frames, work.picture)
+        work.mask = mask
         if self._steady is not None:
             work.picture, work.mask = self._steady(
                 work.frames, work.picture, work.mask, work.first, work.joins

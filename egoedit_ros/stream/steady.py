@@ -30,6 +30,8 @@ SOURCE_OFF = 20
 # made around it (5x5), in deviations of those and, beside that, of 255.
 DEVIATIONS = (2.0, 1.5, 1.0, 1.0)
 NEAR = (50.0, 20.0, 8.0, 2.0)
+# Less is not carried: it would spread from picture to picture and never be nothing.
+FAINTEST = 1 / 8
 GROUP = 4  # pictures of a latent frame
 
 
@@ -94,6 +96,7 @@ class Steadier:
         red, green, blue = cv2.split(cv2.absdiff(seen, now))
         off = cv2.blur(cv2.max(cv2.max(red, green), blue), (5, 5))
         share *= np.clip(2 - off / np.float32(SOURCE_OFF), 0, 1)
+        share[share < FAINTEST] = 0
         mean, spread = _around(here)
         room = DEVIATIONS[place] * spread + NEAR[place]
         change = np.clip(carried, mean - room, mean + room) - here

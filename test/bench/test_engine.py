@@ -40,6 +40,7 @@ def test_all_figures_are_there(bundle, tmp_path, capfd):
     assert content["speedup_vs_recompute"] == content["recompute"]["speedup"] > 0
     assert content["recompute"]["difference"] <= content["recompute"]["tolerance"]
     assert set(content["edge_fps"]) == {"2", "4"} and min(content["edge_fps"].values()) > 0
+    assert content["edge_fps_everywhere"] > 0
     assert content["edge_nfe"] == 2
     assert content["edge_first_frame_ms"] > 0 and content["edge_memory_bytes"] > 0
     assert content["soak"]["chunks"] == 20 and content["soak"]["time_ratio"] > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runtime_support import SIZE, TEXT, pictures, small_model
 
-from egoedit_ros.stream.edges import sharpen
+from egoedit_ros.stream.edges import near_sure, sharpen
 from egoedit_ros.stream.edit_session import EditSession
 
 RED, BLUE, TABLE = (180, 40, 30), (40, 50, 180), (150, 140, 120)
@@ -100,6 +100,15 @@ def test_pictures_of_any_size(size):
     source, edited = rng.integers(0, 256, (2, 2, *size, 3), np.uint8)
     made = sharpen(source, edited, np.full((2, *size), 255, np.uint8))
     assert made.shape == edited.shape and made.dtype == np.uint8
+
+
+def test_what_is_faint_counts_only_beside_what_is_sure():
+    mask = np.zeros((2, 40, 60), np.uint8)
+    mask[0, 10:20, 10:20] = 255
+    mask[0, 10:20, 20:23] = mask[0, 30:35, 40:50] = mask[1, 5:9, 5:9] = 90
+    kept = near_sure(mask)
+    assert np.array_equal(kept[0, 10:20, 10:23], mask[0, 10:20, 10:23])
+    assert not kept[0, 30:35, 40:50].any() and not kept[1].any()
 
 
 def test_a_session_sharpens_where_its_model_says_so():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flicker of an edit is taken out along the camera's motion, and nothing else is touched."""
 
+import cv2
 import numpy as np
 import pytest
 from runtime_support import SIZE, TEXT, pictures, small_model
@@ -74,6 +75,16 @@ def test_what_is_not_edited_stays_to_the_bit():
     assert np.array_equal(made[where == 0], source[1:][where == 0])
     nothing = _run(Steadier(WEIGHTS), source, source, np.zeros_like(mask))
     assert np.array_equal(nothing, source)
+
+
+def test_the_mask_does_not_spread_with_time():
+    source, edited, mask, _ = _film(20, speed=1)
+    steadier, near = Steadier(WEIGHTS), np.ones((17, 17), np.uint8)
+    for t in range(1, len(source), 4):
+        here = slice(t, t + 4)
+        _, where = steadier(source[here], edited[here], mask[here], False, True)
+    for made, given in zip(where, mask[here], strict=True):
+        assert not made[cv2.dilate(given, near) == 0].any()
 
 
 def test_a_picture_that_the_flow_does_not_explain_is_left_as_it_was_made():
