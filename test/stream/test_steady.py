@@ -79,7 +79,7 @@ def test_what_is_not_edited_stays_to_the_bit():
 
 def test_the_mask_does_not_spread_with_time():
     source, edited, mask, _ = _film(20, speed=1)
-    steadier, near = Steadier(WEIGHTS), np.ones((17, 17), np.uint8)
+    steadier, near = Steadier(WEIGHTS), np.ones((25, 25), np.uint8)
     for t in range(1, len(source), 4):
         here = slice(t, t + 4)
         _, where = steadier(source[here], edited[here], mask[here], False, True)
