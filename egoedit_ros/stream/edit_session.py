@@ -370,8 +370,8 @@ class EditSession:
 
     def _finished(self, work: ChunkWork) -> ChunkWork:
         mask = near_sure(work.mask)
-        if self.preserve:
-            dropped = (mask == 0) & (work.mask > 0)
+        dropped = mask != work.mask
+        if self.preserve and dropped.any():
             work.picture = np.where(dropped[..., None], work.frames, work.picture)
         work.mask = mask
         if self._steady is not None:
