@@ -14,7 +14,7 @@ class Film:
     """A red ball on a patterned table, seen by a camera that wanders; endless, the same each time.
 
     size: (width, height). everywhere: noise instead, which the bundled editor takes for something
-    to edit all over the picture; the most that a chunk costs.
+    to edit all over the picture: a chunk that costs much.
     """
 
     def __init__(self, size: tuple[int, int], everywhere: bool = False) -> None:
@@ -36,7 +36,7 @@ class Film:
 
 
 def _table(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """The ball is a third of the picture high: 3 % of its pixels in that of ``edge``."""
+    """The ball is a third of the picture high: 7 % of its pixels in that of ``edge``."""
     import cv2
 
     height, width = shape

@@ -7,7 +7,7 @@ of the camera's colours. A guided filter (He et al. 2013) finds that function an
 edit the camera's edges. Where the camera does not explain what was made, a new thing in another's
 place, it would only blur: there the filter is believed by as much less as more of the edit's
 contrast is left unexplained, and the soft edges that a network makes where it is not sure are drawn
-together instead, by moving pixels away from them (Arad and Gotsman 1999).
+together instead, by moving pixels towards them (Arad and Gotsman 1999).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from itertools import product
 import cv2
 import numpy as np
 
-REACH = 4  # pixels
+REACH = 4  # pixels from where the mask is full, in which what is faint counts
 MARGIN = 12  # pixels around the edit that windows may see
 RADII = (8, 4, 2)  # of the windows: a wide one first, narrower ones on what that leaves
 DOUBTS = (6.0, 4.0, 2.0)  # the filter counts by 1 - doubt * share of the contrast left unexplained
 CONTRAST = 30.0  # squared, of 255: what counts as none
 RIDGE = 1e-4  # of squared colours in 0..1: less contrast than that in the camera explains nothing
-# Edges are drawn together by moving pixels against the slope of edge strength, this far at most.
+# Edges are drawn together by taking pixels from down the slope of edge strength, this far at most.
 STEEP, FARTHEST, FAINT = 15.0, 2.5, 8.0
 
 
