@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How OpenMP's threads wait; imported by ``cli`` and ``nodes`` before anything loads torch.
 
-By default they spin, and on cores that other processes want too (a camera, a recorder) they then
-wait for one another: docs/runtime.md has what was measured. The variable is read when torch is
-loaded, and child processes inherit it.
+Between two operations a thread spins for a while and then sleeps. Always asleep at once, waking it
+takes a third of a small model's time; spinning for long, on cores that other processes want too (a
+camera, a recorder), threads wait for one another in vain. So: shortly. docs/runtime.md has what was
+measured. The variables are read when torch is loaded, and child processes inherit them.
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
