@@ -16,6 +16,8 @@ from launch_ros.actions import Node
 
 SHARE = get_package_share_directory("egoedit_ros")
 BOOLEANS = ["true", "false"]
+# Jazzy's Fast DDS 2 reads the first, Lyrical's Fast DDS 3 the second.
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 # Launch argument: (parameter of the editor, how its text becomes a value)
 PARAMETERS = {
@@ -62,7 +64,8 @@ def declare_arguments():
             "large_images",
             default_value="true",
             choices=BOOLEANS,
-            description="Fast DDS with shared memory for large images (the camera needs it too)",
+            description="Fast DDS with shared memory for large images (the camera needs it too), "
+            "unless the environment names a profile",
         ),
         DeclareLaunchArgument(
             "image_topic",
@@ -101,11 +104,11 @@ def start(context):
         if given[argument]:
             overrides[parameter] = convert(given[argument])
     actions = []
-    if given["large_images"] == "true":
+    # A robot's own profile (a discovery server, say) stays: without it nobody would be found.
+    own = [name for name in PROFILE_VARIABLES if context.environment.get(name)]
+    if given["large_images"] == "true" and not own:
         profile = os.path.join(SHARE, "config", "fastdds_large_images.xml")
-        # Jazzy's Fast DDS 2 reads the first, Lyrical's Fast DDS 3 the second.
-        for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-            actions.append(SetEnvironmentVariable(name, profile))
+        actions += [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
     node = Node(
         package="egoedit_ros",
         executable="editor_node",

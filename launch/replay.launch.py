@@ -61,7 +61,7 @@ def declare_arguments():
         DeclareLaunchArgument(
             "params_file",
             default_value=os.path.join(SHARE, "config", "replay.yaml"),
-            description="YAML file with the parameters of all four nodes",
+            description="YAML file with the nodes' parameters",
         ),
         DeclareLaunchArgument("namespace", default_value="", description="of all nodes"),
         DeclareLaunchArgument(

@@ -64,7 +64,7 @@ def stand_ins(share):
 def load(monkeypatch):
     """load(file, **arguments) -> (declared arguments by name, actions)."""
 
-    def run(name, **given):
+    def run(name, environment=None, **given):
         for key, value in stand_ins(ROOT).items():
             monkeypatch.setitem(sys.modules, key, value)
         path = ROOT / "launch" / f"{name}.launch.py"
@@ -79,7 +79,9 @@ def load(monkeypatch):
         unknown = set(given) - set(declared)
         assert not unknown, f"{name}.launch.py has no argument {unknown}"
         configurations.update(given)
-        context = types.SimpleNamespace(launch_configurations=configurations)
+        context = types.SimpleNamespace(
+            launch_configurations=configurations, environment=environment or {}
+        )
         (opaque,) = [e for e in entries if e.kind == "OpaqueFunction"]
         return declared, opaque.kwargs["function"](context)
 
@@ -155,6 +157,14 @@ def test_the_profile_for_large_images(load, wanted):
     settings = of_kind(actions, "SetEnvironmentVariable")
     assert len(settings) == (2 if wanted == "true" else 0)
     assert all(os.path.isfile(setting.args[1]) for setting in settings)
+
+
+@pytest.mark.parametrize(
+    "variable", ["FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"]
+)
+def test_a_profile_of_the_robots_own_stays(load, variable):
+    _, actions = load("editor", environment={variable: "/robot/dds.xml"})
+    assert not of_kind(actions, "SetEnvironmentVariable")
 
 
 def test_a_replay_starts_all_four_and_ends_with_the_bag(load):

@@ -347,14 +347,11 @@ class _Benchmark:
 
 
 def _place(environment: dict[str, str], among_others: bool) -> None:
-    """Where a graph is: among the user's nodes, or where it cannot be taken for one of them."""
-    theirs = os.environ.get("ROS_DOMAIN_ID", "0")
+    """Where a graph is: among the user's nodes, or where it is (:class:`Graph`): not among them."""
     if among_others:
-        environment["ROS_DOMAIN_ID"] = theirs
+        environment["ROS_DOMAIN_ID"] = os.environ.get("ROS_DOMAIN_ID", "0")
         if "ROS_AUTOMATIC_DISCOVERY_RANGE" not in os.environ:
             del environment["ROS_AUTOMATIC_DISCOVERY_RANGE"]
-    elif environment["ROS_DOMAIN_ID"] == theirs:
-        environment["ROS_DOMAIN_ID"] = "101" if theirs != "101" else "100"
 
 
 _BAR = "{l_bar}{bar}| {elapsed} of about {total} s"

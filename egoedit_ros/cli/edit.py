@@ -231,10 +231,7 @@ def _edit_bag(args: argparse.Namespace, source, instructions: list) -> dict:
                     rgb = convert(message)
                 except UserError as error:
                     counts["unreadable"] += 1
-                    if counts["unreadable"] == counts["frames_in"] > 3:
-                        raise UserError(
-                            f"no picture of {source.topic} can be read: {error}"
-                        ) from None
+                    last_error = error
                     continue
                 write(editor.push(cdr.stamp_ns(data), rgb, (recorded, message.header.frame_id)))
             write(editor.flush())

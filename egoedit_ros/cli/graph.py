@@ -44,13 +44,13 @@ class _Child:
 class Graph:
     """Processes of ``python -m egoedit_ros.nodes.NAME_node``, each with its parameters and log.
 
-    logs: folder for their parameter files and output. Use as a context manager: whatever
-    happens, no process stays behind.
+    logs: folder for their parameter files and output. domain: see :func:`environment`. Use as a
+    context manager: whatever happens, no process stays behind.
     """
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, domain: int | None = None) -> None:
         self.logs = logs
-        self.environment = environment()
+        self.environment = environment(domain)
         self._children: list[_Child] = []
 
     def start(self, node: str, parameters: dict[str, object]) -> None:
@@ -137,10 +137,18 @@ class Graph:
                 self.stop(child.name)
 
 
-def environment() -> dict[str, str]:
-    """This process's, in a ROS domain of its own and on this machine only, unless set already."""
+def environment(domain: int | None = None) -> dict[str, str]:
+    """This process's, for nodes in ROS domain ``domain`` and, unless set, on this machine only.
+
+    None: a domain of their own, whatever ROS_DOMAIN_ID says. On a robot that is set to where the
+    live graph is, whose pictures and clock would be mixed with these.
+    """
     env = dict(os.environ)
-    env.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, HIGHEST_DOMAIN)))
+    if domain is None:
+        theirs = env.get("ROS_DOMAIN_ID")
+        free = [n for n in range(1, HIGHEST_DOMAIN + 1) if str(n) != theirs]
+        domain = random.SystemRandom().choice(free)
+    env["ROS_DOMAIN_ID"] = str(domain)
     env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     env["PYTHONUNBUFFERED"] = "1"
     # Beside this package there may be no installation: the children must find the same one.

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import egoedit_ros
 from egoedit_ros.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -30,12 +31,11 @@ from egoedit_ros.cli.common import (
     timeline,
     whole,
 )
-from egoedit_ros.cli.graph import EXIT_WRONG_INPUT, Graph, NodeDied
+from egoedit_ros.cli.graph import EXIT_WRONG_INPUT, HIGHEST_DOMAIN, Graph, NodeDied
 from egoedit_ros.errors import UserError
 
 EDGE_SIZE = "256x192"
-# Models with a chunk of one latent; of others nothing is known here, so three (the paper's).
-ONE_LATENT_MODELS = ("edge", "null")
+DEFAULT_LATENTS = 3  # the paper's
 FRAMES_PER_LATENT = 4
 WAIT_FOR_MODEL_S = 600.0
 POLL_S = 0.05
@@ -59,6 +59,12 @@ def add_parser(subparsers) -> None:
         help="all: lose nothing, however slow the editor; latest: real time, dropping frames",
     )
     parser.add_argument(
+        "--domain-id",
+        type=domain_id,
+        metavar="N",
+        help="ROS domain to run in, to look in with other tools; default: one of its own",
+    )
+    parser.add_argument(
         "--deadline-ms", type=positive_number, metavar="MS", help="default: chunk period + 100"
     )
 
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         first_stamp_ns, compressed = source.first_stamp_ns, source.msgtype == cdr.COMPRESSED
     finally:
         source.close()
-    latents = args.chunk_latents or (1 if args.model in ONE_LATENT_MODELS else 3)
+    latents = args.chunk_latents or latents_of(args.model)
     deadline = args.deadline_ms or 1e3 * FRAMES_PER_LATENT * latents / (fps * args.rate) + 100
     settings = {
         "input": str(args.input),
@@ -138,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         },
     }
     outcome = _Outcome()
-    with _Interruption() as interruption, Graph(logs) as graph:
+    with _Interruption() as interruption, Graph(logs, args.domain_id) as graph:
         try:
             for node, values in parameters.items():
                 graph.start(node, values)
@@ -185,8 +191,34 @@ class _Interruption:
             signal.signal(number, handler)
 
 
+def domain_id(text: str) -> int:
+    """For argparse: a ROS domain whose ports nobody else takes."""
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number <= HIGHEST_DOMAIN:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ROS domain; use 0 to {HIGHEST_DOMAIN}")
+    return number
+
+
+def latents_of(model: str) -> int:
+    """Latents in a chunk of ``model``, as far as its name or its files tell; else three."""
+    folders = (Path(egoedit_ros.__file__).parent / "weights" / model, Path(model))
+    for file in [folder / name for folder in folders for name in ("config.json", "editor.json")]:
+        try:
+            return int(json.loads(file.read_text(encoding="utf-8"))["chunk_latents"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the editor says what is wrong with it
+    return 1 if model == "null" else DEFAULT_LATENTS
+
+
 def _make_folder(output: Path, left_behind: tuple[str, ...]) -> Path:
-    """The output folder without what an earlier replay left in it. Returns the logs' folder."""
+    """The output folder without what an earlier replay left in it. Returns the logs' folder.
+
+    Raises UserError where what is there was not left by a replay.
+    """
+    for name, marks in (("edited", ("*.mcap",)), ("logs", ("replay.yaml", "timeline.yaml"))):
+        old = output / name
+        if old.is_dir() and any(old.iterdir()) and not any(any(old.glob(m)) for m in marks):
+            raise UserError(f"{old} is not of a replay, so it is not replaced; choose another -o")
     for name in left_behind:
         old = output / name
         if old.is_dir() and not old.is_symlink():

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.base import TypesysError
 
@@ -18,11 +17,6 @@ from egoedit_ros.errors import UserError
 
 IMAGE_TYPES = (cdr.IMAGE, cdr.COMPRESSED)
 STORAGE_SUFFIXES = (".mcap", ".db3")
-# What a reader raises on bytes that were never meant to be read: a cut or foreign file.
-_DAMAGE = (
-    *(ReaderError, OSError, EOFError, struct.error, ValueError, TypeError, KeyError, IndexError),
-    *(AssertionError, OverflowError, MemoryError),
-)
 
 
 def is_bag(path: str | Path) -> bool:
@@ -46,7 +40,9 @@ class BagReader:
             self._reader.open()
         except PermissionError:
             raise UserError(f"{self.path} may not be read; check its permissions") from None
-        except _DAMAGE as error:
+        except (
+            Exception
+        ) as error:  # of a reader, a database or a decompressor: it is cut or foreign
             raise UserError(self._damaged(error)) from None
         self.connections: list[Connection] = list(self._reader.connections)
         self.typestore = cdr.typestore()
@@ -137,7 +133,7 @@ class BagReader:
         """
         try:
             yield from self._reader.messages(connections or ())
-        except _DAMAGE as error:
+        except Exception as error:  # each storage and compression has errors of its own
             raise UserError(self._damaged(error)) from None
 
     def deserialize(self, data: bytes, msgtype: str) -> object:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,13 @@ class BagSource:
         due = 0
         last: tuple[int, int] | None = None
         for _, recorded, data in self.reader.messages([self.connection]):
-            stamp = cdr.stamp_ns(data)
+            try:
+                stamp = cdr.stamp_ns(data)
+            except (struct.error, IndexError):
+                raise UserError(
+                    f"{self.path} has a picture of {len(data)} bytes, too short for its stamp; the "
+                    f"bag is damaged, try 'egoedit doctor --recover {self.path}'"
+                ) from None
             if last is not None:
                 # The camera's clock is steadier than the recorder's, as long as it makes sense.
                 by_stamp, by_record = stamp - last[0], max(0, recorded - last[1])

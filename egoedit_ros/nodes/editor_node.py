@@ -39,7 +39,7 @@ from egoedit_ros.stream.images import compressed_to_rgb, to_rgb
 from egoedit_ros.stream.instructions import check_text
 from egoedit_ros.stream.intake import Arrival, Intake
 from egoedit_ros.stream.latency import chunk_period_ms, transport_ms
-from egoedit_ros.stream.session import ChunkSession, open_session
+from egoedit_ros.stream.session import ChunkSession, forget_models, open_session
 from egoedit_ros.stream.types import EditedFrame, Frame, Instruction, StreamSettings, parse_size
 from egoedit_ros.stream.worker import StreamWorker, WorkerHooks
 
@@ -194,6 +194,7 @@ class EditorNode(ManagedNode):
         if self._output is not None:
             self._output.destroy()
         self.worker = self.editor = self._output = None
+        forget_models()
 
     # Topics in (executor's thread)
 

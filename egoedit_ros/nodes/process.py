@@ -14,7 +14,7 @@ from rcl_interfaces.msg import (
     IntegerRange,
     ParameterDescriptor,
 )
-from rclpy.exceptions import InvalidParameterValueException
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -44,6 +44,9 @@ def declare(
             descriptor.integer_range = [IntegerRange(from_value=int(least), to_value=int(most))]
     try:
         return node.declare_parameter(name, default, descriptor).value
+    except InvalidParameterTypeException:
+        kind = type(default).__name__
+        raise UserError(f"parameter {name} must be of type {kind}, as {default!r} is") from None
     except InvalidParameterValueException as error:
         raise UserError(f"parameter {name} must lie in {least}..{most}: {error}") from None
 

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -93,7 +94,9 @@ class RecorderNode(Node):
             QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
         )
         self._recorded_out = self.create_publisher(UInt64, TOPIC_RECORDED, 10)
-        self.create_timer(0.05, self._tell_ready)
+        # Not by ROS time: with use_sim_time that stands still until the replay, which waits for
+        # this recorder, publishes /clock.
+        self.create_timer(0.05, self._tell_ready, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._thread = threading.Thread(target=self._write, name="bag-writer", daemon=True)
         self._thread.start()
 

@@ -36,6 +36,8 @@ WAITABLE = ("editor", "recorder", "instruction")
 READY_STATES = (names.STATE_ACTIVE, names.STATE_PASSTHROUGH, names.STATE_FAULT)
 # Discovery is told to both sides one after the other; a first frame in between would be lost.
 SETTLE_S = 0.3
+# Longer than DDS takes to notice that a process was killed and a launch file to start it again.
+LEFT_ALONE_S = 30.0
 FRAMES_BEFORE_START = 16
 
 
@@ -55,7 +57,12 @@ class ReplayNode(Node):
             self, "policy", "all", "all: wait for the editor, lose nothing; latest: real time"
         )
         self.max_in_flight = declare(
-            self, "max_in_flight", 8, "policy all: frames published and not yet edited", 1, 10_000
+            self,
+            "max_in_flight",
+            24,
+            "policy all: frames published and not yet edited; two chunks of the model or more",
+            1,
+            10_000,
         )
         self.wait_for = [
             name
@@ -91,6 +98,7 @@ class ReplayNode(Node):
         self._instructed = False
         self._status: StreamStatus | None = None
         self._base: StreamStatus | None = None
+        self._alone_since: float | None = None
         self._progress = threading.Condition()
         self._make_endpoints()
 
@@ -137,6 +145,9 @@ class ReplayNode(Node):
 
     def _on_status(self, status: StreamStatus) -> None:
         with self._progress:
+            if self._status is not None and status.frames_in < self._status.frames_in:
+                # Counted anew: another editor, or one activated anew. What was inside is lost.
+                self._base, self._edited = StreamStatus(), self.published
             self._status = status
             self.editor_state = status.state
             self._progress.notify_all()
@@ -161,16 +172,28 @@ class ReplayNode(Node):
     def missing(self) -> list[str]:
         """Whom the replay still waits for, in words."""
         waiting = []
-        listeners = sum(name in self.wait_for for name in ("editor", "recorder"))
         if "editor" in self.wait_for and self.editor_state not in READY_STATES:
             waiting.append(f"an active editor (state: {self.editor_state or 'not heard of'})")
         if "recorder" in self.wait_for and not self._recorder_ready:
             waiting.append("a recorder that is matched on every topic")
         if "instruction" in self.wait_for and not self._instructed:
             waiting.append("an instruction")
-        if self.images.get_subscription_count() < listeners:
-            waiting.append(f"{listeners} subscribers of {self.images.topic_name}")
+        if self.images.get_subscription_count() < self._listeners:
+            waiting.append(f"{self._listeners} subscribers of {self.images.topic_name}")
         return waiting
+
+    @property
+    def _listeners(self) -> int:
+        """How many must take the pictures."""
+        return sum(name in self.wait_for for name in ("editor", "recorder"))
+
+    def _left_alone(self) -> bool:
+        """Whether one of those has been gone for so long that nobody restarts it any more."""
+        if self.images.get_subscription_count() >= self._listeners:
+            self._alone_since = None
+            return False
+        self._alone_since = self._alone_since or time.monotonic()
+        return time.monotonic() - self._alone_since > LEFT_ALONE_S
 
     def wait_until_ready(self, stop: threading.Event) -> None:
         """Return once all of ``wait_for`` are there; raises UserError when time is up."""
@@ -240,11 +263,7 @@ class ReplayNode(Node):
             if (ahead := start + due - now) > 0 and stop.wait(ahead / cdr.NANO):
                 return
             if self.policy == "all":
-                with self._progress:
-                    while not self._has_room():
-                        if stop.is_set():
-                            return
-                        self._progress.wait(0.1)
+                self._wait_for_room(stop)
             if stop.is_set():
                 return
             now = time.monotonic_ns()
@@ -255,6 +274,17 @@ class ReplayNode(Node):
             self._publish(frame)
             note = {"event": "frame", "stamp": frame.stamp_ns, "mono_ns": now}
             events.write(json.dumps(note) + "\n")
+
+    def _wait_for_room(self, stop: threading.Event) -> None:
+        """Return once a frame more may be sent; raises UserError when nobody is left to take it."""
+        with self._progress:
+            while not self._has_room() and not stop.is_set():
+                self._progress.wait(0.1)
+                if self._left_alone():
+                    raise UserError(
+                        f"{self.images.topic_name} has lost the editor or the recorder after "
+                        f"{self.published} frames; see what they said last"
+                    )
 
     def _publish(self, frame: SerializedFrame) -> None:
         if self.clock is not None:
@@ -341,7 +371,9 @@ class ReplayNode(Node):
             return
         answer = client.call_async(Trigger.Request())
         while not answer.done() and not stop.wait(0.01):
-            pass
+            if self._left_alone():
+                self.get_logger().warning("the editor is gone; what was inside is lost")
+                return
         if answer.done() and not answer.result().success:
             self.get_logger().warning(f"flush: {answer.result().message}")
 

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.time import Time
 
 from egoedit_ros.msg import ActiveInstruction, FrameLatency, StreamStatus
 from egoedit_ros.nodes import qos
@@ -141,10 +140,9 @@ class EditorReports:
         if worker.intake.last_arrival_ns:
             snapshot.silence_s = (time.perf_counter_ns() - worker.intake.last_arrival_ns) / 1e9
         if self._last_stamp is not None:
-            age = node.get_clock().now() - Time.from_msg(
-                self._last_stamp, clock_type=node.get_clock().clock_type
-            )
-            snapshot.stamp_age_s = age.nanoseconds / 1e9
+            # In plain numbers: rclpy's Time refuses stamps before 1970, which a camera may send.
+            sent_ns = self._last_stamp.sec * 1_000_000_000 + self._last_stamp.nanosec
+            snapshot.stamp_age_s = (node.get_clock().now().nanoseconds - sent_ns) / 1e9
         return snapshot
 
 

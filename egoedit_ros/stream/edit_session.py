@@ -212,13 +212,19 @@ class EditSession:
 
     def run(self, frames: np.ndarray) -> ChunkResult:
         work = self.begin(frames)
-        times = [time.perf_counter()]
+        times = [self._now()]
         for stages in (("ingest", "encode"), ("denoise",), ("decode", "emit")):
             for stage in stages:
                 work = getattr(self, stage)(work)
-            times.append(time.perf_counter())
+            times.append(self._now())
         encode, denoise, decode = (1e3 * (b - a) for a, b in zip(times, times[1:], strict=False))
         return ChunkResult(work.picture, work.mask, encode, denoise, decode)
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was told: a GPU is told long before."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
 
     # A chunk goes through these in this order. Only begin() and denoise() touch the stream's state,
     # and emit() what was shown last, so runtime/ may have each in a thread or CUDA stream of its

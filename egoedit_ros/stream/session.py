@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -102,6 +104,18 @@ class NullSession:
 
     def memory_bytes(self) -> int:
         return 0
+
+
+def forget_models() -> None:
+    """Let go of the models that are kept for the next session, so that their memory is free and
+    files that changed are read anew. Open sessions keep theirs."""
+    module = sys.modules.get("egoedit_ros.stream.edit_session")
+    if module is None:
+        return
+    module.load_model.cache_clear()
+    gc.collect()
+    if module.torch.cuda.is_initialized():
+        module.torch.cuda.empty_cache()
 
 
 def open_session(

@@ -99,15 +99,27 @@ class StreamWorker:
 
     def _run(self) -> None:
         while not self._stopping:
-            item = self.intake.take(self._patience())
-            self._follow_restart()
-            if isinstance(item, Arrival):
-                self._edit(item)
-            elif item is not None:
-                item()
-            elif self._stalled():
-                self._emit(self.editor.flush(), self._generation)
+            try:
+                self._turn()
+            except Exception as error:  # a fault of one turn must not end the stream
+                self._hooks.event(f"stream worker: {type(error).__name__}: {error}")
         self._follow_restart()
+        # Who asked for something meanwhile, a flush say, still waits for an answer.
+        while (item := self.intake.take(0)) is not None:
+            if isinstance(item, Arrival):
+                self._drop("policy")
+            else:
+                item()
+
+    def _turn(self) -> None:
+        item = self.intake.take(self._patience())
+        self._follow_restart()
+        if isinstance(item, Arrival):
+            self._edit(item)
+        elif item is not None:
+            item()
+        elif self._stalled():
+            self._emit(self.editor.flush(), self._generation)
 
     def _patience(self) -> float:
         """Seconds to wait for something to do: no longer than until the stream times out."""

@@ -14,6 +14,7 @@ import pytest
 from replay_support import START_NS, command, egoedit, environment, write_bag
 
 from egoedit_ros.cli.bench_stream import _place as place
+from egoedit_ros.cli.graph import environment as graph_environment
 from egoedit_ros.data import cdr
 from egoedit_ros.data.bag_writer import BagWriter
 
@@ -128,7 +129,7 @@ def test_a_node_that_runs_already(tmp_path):
 def test_baselines_keep_out_of_the_domain_of_a_node_that_runs(monkeypatch, domain):
     monkeypatch.setenv("ROS_DOMAIN_ID", domain)
     monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE")
-    own = {"ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    own = graph_environment()
     theirs = {"ROS_DOMAIN_ID": "55", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     place(own, among_others=False)
     assert own["ROS_DOMAIN_ID"] != domain

@@ -95,14 +95,19 @@ def test_compressed_topic_stays_compressed(tmp_path):
     assert next(source.frames())[1].shape == (24, 32, 3)
 
 
-def test_corrupt_pictures_are_counted_and_the_rest_is_edited(tmp_path, capsys):
-    with Writer(tmp_path / "a", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+def bag_of_jpegs(path, broken, frames):
+    """A bag with JPEG pictures on /c, those in ``broken`` not to be read."""
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connection = writer.add_connection("/c", cdr.COMPRESSED, typestore=cdr.typestore())
-        write_bag(tmp_path / "good", 4, topic="/c", compressed=True)
-        with BagReader(tmp_path / "good") as good:
+        write_bag(path.with_name("good"), frames, topic="/c", compressed=True)
+        with BagReader(path.with_name("good")) as good:
             for i, (_, time_ns, data) in enumerate(good.messages()):
-                broken = cdr.compressed_cdr(b"\xff\xd8 no jpeg", START_NS, "c")
-                writer.write(connection, time_ns, broken if i == 1 else data)
+                wrong = cdr.compressed_cdr(b"\xff\xd8 no jpeg", START_NS, "c")
+                writer.write(connection, time_ns, wrong if i in broken else data)
+
+
+def test_corrupt_pictures_are_counted_and_the_rest_is_edited(tmp_path, capsys):
+    bag_of_jpegs(tmp_path / "a", broken=[1], frames=4)
     assert run("edit", tmp_path / "a", "-i", "x", "-o", tmp_path / "b", *NULL) == 0
     assert "1 unreadable" in capsys.readouterr().out
     assert open_source(tmp_path / "b", "/c/edited").count == 3
@@ -188,3 +193,18 @@ def test_real_footage_frame_for_frame(tmp_path):
                 assert psnr(area_resize(source, (256, 192)), edited) >= 30
             count += 1
         assert count == 81
+
+
+def test_a_good_bag_that_begins_with_broken_pictures_is_edited(tmp_path, capsys):
+    bag_of_jpegs(tmp_path / "a", broken=range(5), frames=8)
+    assert run("edit", tmp_path / "a", "-i", "x", "-o", tmp_path / "b", *NULL) == 0
+    assert "5 unreadable" in capsys.readouterr().out
+    assert open_source(tmp_path / "b", "/c/edited").count == 3
+
+
+def test_a_bag_of_broken_pictures_says_what_is_wrong_with_them(tmp_path, capsys):
+    bag_of_jpegs(tmp_path / "a", broken=range(2), frames=2)
+    assert run("edit", tmp_path / "a", "-i", "x", "-o", tmp_path / "b", *NULL) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no picture of /c can be read: " in said and "None" not in said
+    assert {p.name for p in tmp_path.iterdir()} <= {"a", "good"}

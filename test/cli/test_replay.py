@@ -22,6 +22,8 @@ from replay_support import (
     write_video,
 )
 
+from egoedit_ros.cli.graph import environment as graph_environment
+from egoedit_ros.cli.replay import latents_of
 from egoedit_ros.data import cdr
 from egoedit_ros.data.bag_writer import BagWriter
 from egoedit_ros.data.bags import BagReader
@@ -326,3 +328,28 @@ def test_real_footage_as_a_bag(tmp_path, which):
             before = parsed(source, cdr.IMAGE).data.reshape(480, 640, 3)
             after = parsed(edited, cdr.IMAGE).data.reshape(192, 256, 3)
             assert psnr(after, area_resize(before, (256, 192))) >= 45
+
+
+@pytest.mark.parametrize("name", ["logs", "edited"])
+def test_what_no_replay_left_is_not_replaced(tmp_path, name):
+    write_bag(tmp_path / "a", 2)
+    mine = tmp_path / "out" / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    words = ["replay", tmp_path / "a", "-i", "x", "-o", tmp_path / "out", *NULL, "--overwrite"]
+    result = egoedit(*words)
+    assert result.returncode == 2 and "is not of a replay" in result.stderr
+    assert mine.read_text() == "mine"
+
+
+def test_the_graph_keeps_out_of_the_domain_of_a_robot_that_runs(monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", "5")
+    assert all(graph_environment()["ROS_DOMAIN_ID"] != "5" for _ in range(300))
+    assert graph_environment(5)["ROS_DOMAIN_ID"] == "5"
+
+
+def test_the_length_of_a_chunk_is_read_from_the_model(tmp_path):
+    assert (latents_of("edge"), latents_of("null")) == (1, 1)
+    (tmp_path / "config.json").write_text('{"chunk_latents": 2}')
+    assert latents_of(str(tmp_path)) == 2
+    assert latents_of(str(tmp_path / "none")) == 3

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+from mcap.writer import CompressionType
+from mcap.writer import Writer as McapWriter
 from replay_support import START_NS, picture, write_bag
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from egoedit_ros.data import cdr
 from egoedit_ros.data.bag_writer import BagWriter, rescue_bag
 from egoedit_ros.data.bags import BagReader
+from egoedit_ros.data.source import open_source
 from egoedit_ros.errors import UserError
 
 
@@ -131,3 +134,35 @@ def test_a_writer_does_not_overwrite(tmp_path):
     write_bag(tmp_path / "a", 1)
     with pytest.raises(UserError, match="exists already"):
         BagWriter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("how", ["lz4", "zstd"])
+def test_a_bag_whose_compressed_bytes_are_wrong_is_one_line(tmp_path, how):
+    kind = {"lz4": CompressionType.LZ4, "zstd": CompressionType.ZSTD}[how]
+    path = tmp_path / "a.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file, compression=kind)
+        writer.start(profile="ros2", library="")
+        schema = writer.register_schema("std_msgs/msg/String", "ros2msg", b"string data")
+        channel = writer.register_channel("/note", "cdr", schema)
+        for i in range(50):
+            text = cdr.typestore().types["std_msgs/msg/String"](data=f"note {i} of many")
+            data = bytes(cdr.serialize(text, "std_msgs/msg/String"))
+            writer.add_message(channel, log_time=i, data=data, publish_time=i)
+        writer.finish()
+    with BagReader(path) as reader:
+        assert len(list(reader.messages())) == 50
+    damaged = bytearray(path.read_bytes())
+    at = damaged.index(how.encode()) + 60  # inside the only chunk
+    damaged[at : at + 40] = bytes(40)
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="is damaged or cut off"), BagReader(path) as reader:
+        list(reader.messages())
+
+
+def test_a_picture_too_short_for_its_stamp_is_one_line(tmp_path):
+    with BagWriter(tmp_path / "a") as writer:
+        writer.add_topic("/c", cdr.IMAGE)
+        writer.write("/c", START_NS, b"\x00\x01\x00\x00\x05")
+    with pytest.raises(UserError, match="too short for its stamp"):
+        open_source(tmp_path / "a").stamps  # noqa: B018 - reads the bag

@@ -13,7 +13,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from egoedit_ros.msg import ActiveInstruction, EditInstruction, FrameLatency
 from egoedit_ros.stream import names
-from egoedit_ros.stream.images import compressed_to_rgb, to_rgb
+from egoedit_ros.stream.images import compressed_to_rgb, fill_image, to_rgb
 
 pytestmark = pytest.mark.ros
 
@@ -366,3 +366,15 @@ def test_qos_by_policy(make, policy, reliability):
     assert info.qos_profile.reliability.name == reliability
     (edited,) = rig.node.get_publishers_info_by_topic("/edited/image_raw")
     assert edited.qos_profile.reliability.name == "RELIABLE"
+
+
+def test_a_stamp_before_1970_is_a_stamp_like_any_other(make):
+    rig = make()
+    message = Image(header=header(-5 * 10**9))
+    fill_image(message, np.zeros((48, 64, 3), np.uint8))
+    rig.images.publish(message)
+    rig.until(lambda: rig.edited)
+    assert rig.edited[0].header == message.header
+    seen = len(rig.status)
+    rig.until(lambda: len(rig.status) > seen + 1)  # the report of it ended the node
+    assert rig.status[-1].frames_out == 1

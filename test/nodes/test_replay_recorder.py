@@ -2,20 +2,29 @@
 """The recorder and the replay by themselves, as processes over DDS."""
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import yaml
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from replay_support import environment, write_bag
+from sensor_msgs.msg import Image
+from std_msgs.msg import Bool
 
 from egoedit_ros.data import cdr
 from egoedit_ros.data.bag_writer import rescue_bag
 from egoedit_ros.data.bags import BagReader
 from egoedit_ros.errors import UserError
+from egoedit_ros.msg import ActiveInstruction, FrameLatency, StreamStatus
+from egoedit_ros.nodes import replay_node
+from egoedit_ros.stream import names
 
 
 def start(folder, node: str, domain: int, **parameters) -> subprocess.Popen:
@@ -136,6 +145,8 @@ def test_what_the_recorder_flushed_survives_a_kill(tmp_path, domain):
         ("replay", {"input": "x", "wait_for": ["godot"]}, "godot"),
         ("replay", {"input": "x", "rate": float("nan")}, "rate"),
         ("replay", {"input": "x", "loop": -1}, "loop"),
+        ("replay", {"input": "x", "rate": 2}, "parameter rate must be of type float"),
+        ("recorder", {"output": 5}, "parameter output must be of type str"),
         ("recorder", {}, "parameter output is empty"),
         ("recorder", {"output": "/proc/no"}, "cannot write"),
     ],
@@ -146,3 +157,54 @@ def test_wrong_parameters_are_one_line_and_code_2(tmp_path, domain, node, parame
     assert process.returncode == 2, errors
     assert message in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
+
+
+def test_the_recorder_is_ready_though_ros_time_stands_still(tmp_path, ros):
+    """The replay publishes /clock only once the recorder is ready."""
+    recorder = record(tmp_path, int(os.environ["ROS_DOMAIN_ID"]), use_sim_time=True)
+    node, heard = Node("others"), []
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    for kind, topic in (
+        (Image, names.TOPIC_IMAGE), (Image, names.TOPIC_EDITED),
+        (FrameLatency, names.TOPIC_LATENCY), (StreamStatus, names.TOPIC_STATUS),
+    ):  # fmt: skip
+        node.create_publisher(kind, topic, 10)
+    node.create_publisher(ActiveInstruction, names.TOPIC_ACTIVE, latched)
+    node.create_subscription(Bool, "recorder/ready", lambda m: heard.append(m.data), latched)
+    deadline = time.monotonic() + 30
+    while True not in heard and time.monotonic() < deadline:
+        ros.spin_once(node, timeout_sec=0.1)
+    recorder.send_signal(signal.SIGTERM)
+    recorder.communicate(timeout=60)
+    assert True in heard
+
+
+@pytest.fixture
+def replay(tmp_path, ros):
+    """A replay node in this process that has published 24 frames."""
+    write_bag(tmp_path / "a", 4)
+    ros.shutdown()
+    ros.init(args=["--ros-args", "-p", f"input:={tmp_path / 'a'}", "-p", "wait_for:=['editor']"])
+    node = replay_node.ReplayNode()
+    node.published = 24
+    yield node
+    node.source.close()
+    node.destroy_node()
+
+
+def test_frames_inside_an_editor_that_was_started_again_are_not_waited_for(replay):
+    replay._on_status(StreamStatus(frames_in=24, frames_out=10))
+    for _ in range(10):
+        replay._on_latency(FrameLatency())
+    assert replay.in_flight() == 14
+    replay._on_status(StreamStatus(frames_in=0))
+    assert replay.in_flight() == 0
+    replay.published += 5
+    replay._on_status(StreamStatus(frames_in=5, dropped_error=1))
+    assert replay.in_flight() == 4
+
+
+def test_a_replay_that_nobody_listens_to_any_more_ends(replay, monkeypatch):
+    monkeypatch.setattr(replay_node, "LEFT_ALONE_S", 0.2)
+    with pytest.raises(UserError, match="lost the editor or the recorder after 24 frames"):
+        replay._wait_for_room(threading.Event())

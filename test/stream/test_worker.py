@@ -170,3 +170,30 @@ def test_stop_drops_what_is_inside(rig):
     wait_until(lambda: rig.sent == [0] and rig.worker.editor.waiting == 3)
     rig.worker.stop()
     assert rig.sent == [0] and rig.intake.counters.inside == 0
+
+
+def test_a_flush_that_waits_is_answered_when_the_worker_stops(rig):
+    rig.session.go.clear()
+    rig.offer([0])
+    assert rig.session.running.wait(20)
+    rig.offer([1, 2])
+    flushed = rig.worker.flush()
+    stopping = threading.Thread(target=rig.worker.stop)
+    stopping.start()
+    wait_until(lambda: rig.worker.intake.generation > 0)
+    rig.session.go.set()
+    assert flushed.result(20) == 0
+    stopping.join(20)
+    assert rig.intake.counters.inside == 0
+
+
+def test_a_fault_outside_the_model_does_not_end_the_worker(rig, monkeypatch):
+    monkeypatch.setattr(rig.worker.editor, "flush", lambda: 1 / 0)
+    rig.worker.flush_timeout = 0.05
+    rig.offer(range(3))
+    wait_until(lambda: rig.events)
+    assert rig.events[0] == "stream worker: ZeroDivisionError: division by zero"
+    monkeypatch.undo()
+    rig.worker.flush_timeout = 60.0
+    rig.offer(range(3, 5))
+    wait_until(lambda: len(rig.sent) == 5)
