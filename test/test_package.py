@@ -5,6 +5,7 @@ import ast
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -241,3 +242,35 @@ def test_package_xml_faults_are_found(tmp_path):
     assert "format 3" in faults and "no <license>" in faults and "ament_cmake" in faults
     path.write_text("<package")
     assert len(lint.check_package_xml(path)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_colcon_builds_the_package_and_its_executables_run(tmp_path):
+    """As on a ROS machine, with the wheels in the place of an installation."""
+    source, prefix = tmp_path / "src" / "egoedit_ros", Path(sys.prefix)
+    left = (".*", "__pycache__", "*.egg-info", "*.so", "build", "install", "log", "out", "runs")
+    # The link egoedit_ros/msg is of the set-up without ROS; the folder msg is the sources'.
+    links = lambda folder, names: [n for n in names if (Path(folder) / n).is_symlink()]  # noqa: E731
+    ignored = shutil.ignore_patterns(*left)
+    shutil.copytree(ROOT, source, ignore=lambda *given: {*ignored(*given), *links(*given)})
+    env = {k: v for k, v in os.environ.items() if k != "_ROS_WHEELS_BOOTSTRAP_COMPLETE"}
+    env |= {"AMENT_PREFIX_PATH": str(prefix), "CMAKE_PREFIX_PATH": str(prefix)}
+    env["PATH"] = f"{prefix / 'bin'}{os.pathsep}{env['PATH']}"
+    env.pop("LD_LIBRARY_PATH", None)
+    python = f"-DPython3_EXECUTABLE={prefix / 'bin' / 'python'}"
+    words = ["colcon", "build", "--cmake-args", python, "-DBUILD_TESTING=OFF"]
+    built = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    installed = tmp_path / "install" / "egoedit_ros"
+    for node in ("editor", "replay", "instruction", "recorder", "train", "bench"):
+        assert os.access(installed / "lib" / "egoedit_ros" / f"{node}_node", os.X_OK)
+    for file in ("launch/editor.launch.py", "config/editor.yaml", "weights/edge/config.json"):
+        assert (installed / "share" / "egoedit_ros" / file).is_file()
+    packages = next(installed.glob("**/egoedit_ros/stream/names.py")).parents[2]
+    code = "import egoedit_ros.msg as m; print(m.__file__, m.EditInstruction)"
+    env = os.environ | {"PYTHONPATH": str(packages)}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert str(packages) in shown.stdout, shown.stderr

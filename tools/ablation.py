@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -43,7 +44,7 @@ def add_rows(kind: str, rows: list[dict], given: argparse.Namespace) -> None:
     """Put rows in the place of those of the same kind and name."""
     content = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     kept = [r for r in content.get(kind, []) if r["name"] not in {row["name"] for row in rows}]
-    command = "python tools/ablation.py " + " ".join(sys.argv[1:])
+    command = shlex.join(["python", "tools/ablation.py", *sys.argv[1:]])
     made = [row | {"command": command, "host": provenance({}, None)["host"]} for row in rows]
     content[kind] = sorted(kept + made, key=lambda row: row["name"])
     ROWS.write_text(json.dumps(content, indent=1) + "\n")
