@@ -72,9 +72,9 @@ EDITOR_PARAMETERS = (
         choices=EMITS,
     ),
     Parameter("preserve", True, "keep the camera's own pixels where nothing is edited"),
-    Parameter("recache", False, "at a new instruction make the generated past anew under it"),
+    Parameter("recache", False, "on a new instruction, regenerate the cached past under it"),
     Parameter(
-        "blend_chunks", 0, "chunks between the old instruction and the new one", least=0, most=1000
+        "blend_chunks", 0, "chunks that lead from the old instruction to the new", least=0, most=1000
     ),
     Parameter(
         "flush_timeout", 1.0, "seconds without a frame that end the stream", ALWAYS, 0.01, 86400.0

@@ -30,7 +30,7 @@ TOPICS = (
         "in",
         names.compressed_topic(names.TOPIC_IMAGE),
         "sensor_msgs/CompressedImage",
-        "instead, with `input_transport: compressed`",
+        "used instead of `image_raw` with `input_transport: compressed`",
     ),
     Topic("in", names.CAMERA_INFO_NAME, "sensor_msgs/CameraInfo", "optional, beside the image"),
     Topic(
@@ -39,7 +39,7 @@ TOPICS = (
         "egoedit_ros/EditInstruction",
         "reliable, transient local; empty text passes the camera through",
     ),
-    Topic("in", names.TOPIC_INSTRUCTION_TEXT, "std_msgs/String", "the plain way in"),
+    Topic("in", names.TOPIC_INSTRUCTION_TEXT, "std_msgs/String", "an instruction as plain text"),
     Topic(
         "out",
         names.TOPIC_EDITED,
