@@ -74,7 +74,11 @@ EDITOR_PARAMETERS = (
     Parameter("preserve", True, "keep the camera's own pixels where nothing is edited"),
     Parameter("recache", False, "on a new instruction, regenerate the cached past under it"),
     Parameter(
-        "blend_chunks", 0, "chunks that lead from the old instruction to the new", least=0, most=1000
+        "blend_chunks",
+        0,
+        "chunks that lead from the old instruction to the new",
+        least=0,
+        most=1000,
     ),
     Parameter(
         "flush_timeout", 1.0, "seconds without a frame that end the stream", ALWAYS, 0.01, 86400.0
