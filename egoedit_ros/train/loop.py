@@ -81,6 +81,12 @@ class Trainer:
         if settings.lora:
             for net in (model, *([critic.net] if critic else ())):
                 add_lora(net, settings.lora, settings.lora_alpha)
+        if critic is not None:
+            # Before the average is made: of many processes, each has its networks on the host until
+            # they are sharded.
+            if settings.recompute:
+                recompute_blocks(critic.net)
+            self.group.shard(critic.net)
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         if settings.compile:
             compile_blocks(model)
@@ -93,9 +99,6 @@ class Trainer:
         self._every = 1
         if critic is not None:
             self._every = critic.every
-            if settings.recompute:
-                recompute_blocks(critic.net)
-            self.group.shard(critic.net)
             self.parts.append(Part("critic.", critic.net, critic.step, critic.lr, settings))
         self.optimizers = self.parts[0].optimizers
         self.done = 0
