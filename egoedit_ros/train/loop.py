@@ -115,6 +115,9 @@ class Trainer:
         if not many:
             states.finish_renaming(self.checkpoint, self.state)
         if self.state.exists():
+        elif self.group.rank == 0:
+            states.finish_renaming_shards(self.state)
+        self.group.wait()  # all are to find the same
             self._resume()
 
     def _refuse_another_count(self) -> None:
@@ -324,7 +327,7 @@ class Trainer:
             states.write_together([(self.checkpoint, weights, meta), (self.state, state, full)])
         else:
             states.save_shards(self.state, self._state(True), full, self.group.rank)
-            weights = {k: states.whole(v) for k, v in self.averaged.state_dict().items()}
+            weights = states.whole_on_first(self.averaged.state_dict(), self.group.rank)
             if self.group.rank == 0:
                 states.write_together([(self.checkpoint, weights, meta)])
             self.group.wait()
@@ -356,8 +359,10 @@ class Trainer:
         self.done, self.elapsed = int(meta["step"]), float(meta["elapsed"])
         self._saved = meta["step"]
         if many:
-            for part in self.parts:
-                part.make_slots()
+            for index, part in enumerate(self.parts):
+                # What has not learnt yet has left no optimiser's state to be loaded.
+                if self.done >= (1 if index else self._every):
+                    part.make_slots()
             state = self._state(True)
             states.load_shards(self.state, state)
         else:
