@@ -197,11 +197,6 @@ class VideoWriter:
             self.abort()
 
 
-def is_video(path: str | Path) -> bool:
-    """Whether the name is that of a video file."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
-
-
 def _quarter_turns(frame: av.VideoFrame) -> int:
     """Counterclockwise quarter turns that set the picture upright (phones store it lying)."""
     return round((frame.rotation or 0) / 90) % 4

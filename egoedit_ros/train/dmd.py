@@ -213,12 +213,12 @@ def distill(
         raise UserError("nfe, guidance and target_weight of the recipe must not be negative")
     torch.manual_seed(settings.seed)
     group = join(settings.device)
-    generator = new_transformer(config, start or given.teacher, group)
     real = new_transformer(config, given.teacher, group).requires_grad_(False)
     same = given.fake in (None, given.teacher)
     fake = copy.deepcopy(real) if same else new_transformer(config, given.fake, group)
     fake.requires_grad_(True)
-    group.shard(real)
+    group.shard(real)  # before the next is loaded: whole, each takes the host's memory
+    generator = new_transformer(config, start or given.teacher, group)
     steps = Distiller(
         generator,
         real,

@@ -263,13 +263,13 @@ def start_small(model: Transformer) -> None:
 
 
 def new_transformer(config: EditorConfig, start: Path | None, group: Group) -> Transformer:
-    """A network on the group's device: the weights of ``start``, or new ones."""
+    """A network where the group has room for a whole one: the weights of ``start``, or new ones."""
     model = Transformer(config.transformer)
     if start is None:
         start_small(model)
     else:
         fill(model, read_safetensors(start), start)
-    return model.to(group.device)
+    return model.to(group.whole_device)
 
 
 def empty_text(config: EditorConfig) -> Tensor:

@@ -81,6 +81,12 @@ class Trainer:
         if settings.lora:
             for net in (model, *([critic.net] if critic else ())):
                 add_lora(net, settings.lora, settings.lora_alpha)
+        if critic is not None:
+            # Before the average is made: of many processes, each has its networks on the host until
+            # they are sharded.
+            if settings.recompute:
+                recompute_blocks(critic.net)
+            self.group.shard(critic.net)
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         if settings.compile:
             compile_blocks(model)
@@ -93,15 +99,13 @@ class Trainer:
         self._every = 1
         if critic is not None:
             self._every = critic.every
-            if settings.recompute:
-                recompute_blocks(critic.net)
-            self.group.shard(critic.net)
             self.parts.append(Part("critic.", critic.net, critic.step, critic.lr, settings))
         self.optimizers = self.parts[0].optimizers
         self.done = 0
         self.elapsed = 0.0
         self._speed = 0.0
         self._saved = ""
+        self._midway = False  # in a step that the critic has taken and the model has not
         settings.output.mkdir(parents=True, exist_ok=True)
         self.checkpoint = settings.output / f"{settings.stage}.safetensors"
         many = self.group.count > 1
@@ -111,6 +115,9 @@ class Trainer:
         self._refuse_another_count()
         if not many:
             states.finish_renaming(self.checkpoint, self.state)
+        elif self.group.rank == 0:
+            states.finish_renaming_shards(self.state)
+        self.group.wait()  # all are to find the same
         if self.state.exists():
             self._resume()
 
@@ -174,6 +181,7 @@ class Trainer:
                 if index or (self.done + 1) % self._every == 0:
                     row |= self._update(index, part)
             self.done += 1
+            self._midway = False
             took = time.monotonic() - start
             # By the first process's clock, so that all end at the same step.
             took = self.group.mean({"s": took})["s"]
@@ -190,7 +198,8 @@ class Trainer:
             if self.done % settings.save_every == 0:
                 self._save()
             if settings.sample_every and self.done % settings.sample_every == 0:
-                self._sample(curves)
+                with self._saving_on_failure():
+                    self._sample(curves)
         if self._saved != str(self.done):
             self._save()
 
@@ -229,23 +238,35 @@ class Trainer:
         part.take_step()
         if index == 0:
             self._average()
+        else:
+            self._midway = True
         row = {"loss": numbers.pop("loss"), "grad_norm": norm, "lr": rate} | numbers
         return {f"critic_{k}" if index else k: v for k, v in row.items()}
 
     @contextmanager
     def _saving_on_failure(self) -> Iterator[None]:
-        """Inside, nothing has been changed yet: what was learnt so far is worth keeping."""
+        """Inside, no weight is changed: what was learnt so far is worth keeping."""
         try:
             yield
         except Exception:
             # The other processes wait elsewhere, and could not take part.
             if self.done and self.group.count == 1:
-                self._save()
+                self._save_between_steps()
             raise
 
+    def _save_between_steps(self) -> None:
+        """Save what is new, but not midway: a resumed run would take the critic's step once more.
+        The checkpoint before is left then."""
+        if not self._midway and self._saved != str(self.done):
+            self._save()
+
     def _no_number(self, what: str) -> UserError:
-        """Saves weights and batch; the error to raise."""
-        self._save()
+        """Saves weights, if they can be, and batch; the error to raise."""
+        self._save_between_steps()
+        kept, mend = "no weights were saved before", "lower lr and begin anew"
+        if self.checkpoint.exists():
+            kept = f"the last good weights are in {self.checkpoint}"
+            mend = "lower lr and start from them (start:)"
         note = ""
         if self._batch is not None and (batch := self._batch()):
             name = f"{self.settings.stage}.bad_step{self.done:06d}.{self.group.rank}.safetensors"
@@ -254,8 +275,7 @@ class Trainer:
             states.write_together([(path, tensors, {"step": str(self.done)})])
             note = f" and the batch in {path}"
         return UserError(
-            f"{what} at step {self.done}; the last good weights are in {self.checkpoint}{note}; "
-            "lower lr and start from them (start:) in another output folder"
+            f"{what} at step {self.done}; {kept}{note}; {mend} in another output folder"
         )
 
     def _average(self) -> None:
@@ -321,7 +341,7 @@ class Trainer:
             states.write_together([(self.checkpoint, weights, meta), (self.state, state, full)])
         else:
             states.save_shards(self.state, self._state(True), full, self.group.rank)
-            weights = {k: states.whole(v) for k, v in self.averaged.state_dict().items()}
+            weights = states.whole_on_first(self.averaged.state_dict(), self.group.rank)
             if self.group.rank == 0:
                 states.write_together([(self.checkpoint, weights, meta)])
             self.group.wait()
@@ -353,8 +373,10 @@ class Trainer:
         self.done, self.elapsed = int(meta["step"]), float(meta["elapsed"])
         self._saved = meta["step"]
         if many:
-            for part in self.parts:
-                part.make_slots()
+            for index, part in enumerate(self.parts):
+                # What has not learnt yet has left no optimiser's state to be loaded.
+                if self.done >= (1 if index else self._every):
+                    part.make_slots()
             state = self._state(True)
             states.load_shards(self.state, state)
         else:

@@ -32,6 +32,12 @@ class Group:
     device: torch.device = torch.device("cpu")
     mesh: object = None
 
+    @property
+    def whole_device(self) -> torch.device:
+        """Where a network may lie whole. Of many processes' GPUs none need have room for it: it
+        stays on the host until :meth:`shard` moves this process's part over, block by block."""
+        return self.device if self.count == 1 else torch.device("cpu")
+
     def share(self, whole: Tensor) -> Tensor:
         """This process's samples of a batch."""
         return whole if self.count == 1 else whole[self.rank :: self.count]

@@ -79,6 +79,8 @@ class Part:
             for key, value in state.items():
                 if key.startswith(f"{start}{which}."):
                     number, name = key.removeprefix(f"{start}{which}.").split(".")
+                    # AdamW counts its steps on the host: on a GPU it would wait for each count.
+                    value = value.cpu() if name == "step" else value
                     slots.setdefault(int(number), {})[name] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
 

@@ -37,7 +37,7 @@ from egoedit_ros.train.latents import load_frozen
 from egoedit_ros.train.loop import TRAINING_ONLY, Trainer, TrainSettings
 from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
-from egoedit_ros.train.self_forcing import rollout_stream
+from egoedit_ros.train.self_forcing import hides_first, rollout_stream
 from egoedit_ros.train.states import write_together
 
 
@@ -187,10 +187,9 @@ class RolloutStep:
                 rollout = rollout_whole(config, kind.nfe, bool(kind.view.crop))
                 return rollout(self.model, batch, kind.exit_step, draw)
             # A crop's place does not matter: rotary embeddings are relative.
-            longer = kind.view.frames > 2 * config.chunk_latents  # or nothing would see any past
             return rollout_stream(
                 self.model, config, batch.source, batch.text, kind.exit_step, kind.nfe, draw,
-                hide_first=longer,
+                hide_first=hides_first(config, kind.view.frames),
             )  # fmt: skip
 
     @contextmanager
@@ -272,8 +271,9 @@ class StreamDecoderStep:
         nfe, exit_step = draw_steps(rng, {1: 0.5, 2: 0.25, 4: 0.25})
         with torch.no_grad():
             made = rollout_stream(
-                self.net, self.config, batch.source, batch.text, exit_step, nfe, draw
-            ).float()
+                self.net, self.config, batch.source, batch.text, exit_step, nfe, draw,
+                hide_first=hides_first(self.config, self.view.frames),
+            ).float()  # fmt: skip
             true = max(1, round(self.data.true_share * len(made)))
             rough = 0.1 * torch.randn(made[:true].shape, generator=noise, device=noise.device)
             made[:true] = batch.target[:true] + rough

@@ -4,8 +4,8 @@
 A clip is generated chunk by chunk with the cache that a session uses, and the loss (DMD) is on the
 whole of it. One exit step is drawn for all chunks: the steps before it go without gradient, its
 clean latents are the chunk, and a pass without gradient at t = 0 writes them into the cache. While
-the last chunk is generated the first is hidden (EgoEdit App. B): in a long stream it would have
-left the window.
+the last chunk, of three or more, is generated the first is hidden (EgoEdit App. B): in a long
+stream it would have left the window.
 """
 
 from __future__ import annotations
@@ -72,6 +72,12 @@ class RolloutCache(KeyValueCache):
             return seen.transpose(1, 2).reshape(shape)
 
         return attend
+
+
+def hides_first(config: EditorConfig, frames: int) -> bool:
+    """Whether a stream of so many latent frames is to hide its first chunk from its last: with two
+    chunks it is all the past there is, and nothing would learn to use one."""
+    return frames > 2 * config.chunk_latents
 
 
 def rollout_stream(
@@ -157,8 +163,9 @@ def stream_rollout(config: EditorConfig, nfe: int, view: FlowData) -> Rollout:
 
     def rollout(net, batch, exit_step, draw):
         return rollout_stream(
-            net, config, batch.source, batch.text, exit_step, nfe, lambda shape, _: draw(shape)
-        )
+            net, config, batch.source, batch.text, exit_step, nfe, lambda shape, _: draw(shape),
+            hide_first=hides_first(config, view.frames),
+        )  # fmt: skip
 
     return rollout
 

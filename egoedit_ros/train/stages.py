@@ -179,14 +179,16 @@ class _Work:
 
     def sample(self) -> Path:
         from egoedit_ros.train.flow import new_transformer
-        from egoedit_ros.train.parallel import join
+        from egoedit_ros.train.parallel import alone, join
 
         checkpoint = self.path("checkpoint")
         if checkpoint is None:
             raise UserError("sample names no checkpoint; give the weights to look at")
         folder = self.output / "samples" / checkpoint.stem
+        group = join()
+        alone(group, self.stage)
         sampler = self._sampler_of(self.section, folder)
-        net = new_transformer(self.config, checkpoint, join())
+        net = new_transformer(self.config, checkpoint, group)
         figures = sampler(net.eval().requires_grad_(False), 0)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "figures.json"

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -114,7 +113,7 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], meta: dict[str, str], 
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    part = folder.with_suffix(".part")
+    part, old = _beside(folder)
     if rank == 0:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -131,12 +130,33 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], meta: dict[str, str], 
         ) from None
     if rank == 0:
         (part / META).write_text(json.dumps(meta))
-        old = folder.with_suffix(".old")
         if folder.exists():
+            # A stop may have left one, and no folder takes the place of one that holds something.
+            shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
         part.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
+
+
+def finish_renaming_shards(folder: Path) -> None:
+    """Mend a stop between the two renames of :func:`save_shards`; one process calls it, before any
+    looks for ``folder``: what was written last comes to its place, or what was there before."""
+    if folder.exists():
+        return
+    for left in _beside(folder):
+        try:
+            read_shards_meta(left)
+        except UserError:
+            continue  # not there, or cut short while it was written
+        left.replace(folder)
+        return
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is written, and where the one before it waits. Not the names that
+    :func:`write_together` gives: a file left there would be in the way."""
+    return folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
 
 
 def read_shards_meta(folder: Path) -> dict[str, str]:
@@ -163,8 +183,12 @@ def whole(tensor: Tensor) -> Tensor:
     return full.detach().to("cpu", non_blocking=False)
 
 
-def plain(tensor: Tensor | float) -> float:
-    """A number out of a tensor that may lie on many processes."""
-    if isinstance(tensor, torch.Tensor):
-        return whole(tensor).item()
-    return float(tensor)
+def whole_on_first(tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """All of ``tensors`` by :func:`whole` on rank 0, nothing on the others: as many copies of a
+    network as a host has GPUs would not fit its memory. Collective."""
+    kept = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if rank == 0:
+            kept[name] = value
+    return kept

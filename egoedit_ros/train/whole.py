@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from egoedit_ros.data.clip import MOST_NUMBERS
 from egoedit_ros.errors import UserError
 from egoedit_ros.train.autoencoder import AutoencoderData, train_autoencoder
 from egoedit_ros.train.batches import FlowData
@@ -63,6 +64,7 @@ class Whole:
         self.clips = self._take("clips", dict)
         self.validation = dict(self._take("validation", dict))
         self.most = self.validation.pop("most", 64)
+        self._refuse_evaluation_seeds()
         self.device = self.section.pop("device", "auto")
         wrong = [name for name in self.stages if name not in KNOWN]
         if wrong or not self.stages:
@@ -78,6 +80,18 @@ class Whole:
                 f"whole: give {name}, a {kind.__name__}; see config/train/edge_gpu.yaml"
             )
         return value
+
+    def _refuse_evaluation_seeds(self) -> None:
+        """Such clips would never be taken in, and the run would wait for them until it gives up."""
+        for told in (self.validation, *self.renders):
+            seed, clips = told.get("seed", 0), told.get("clips", 1)
+            if not (isinstance(seed, int) and isinstance(clips, int)):
+                raise UserError(f"whole: seed {seed!r}, clips {clips!r}; give whole numbers")
+            if seed + clips > MOST_NUMBERS:
+                raise UserError(
+                    f"whole: {clips} clips from seed {seed} reach those that only evaluate "
+                    f"({MOST_NUMBERS} up); give a lower seed"
+                )
 
     def run(self) -> Path:
         """All stages; returns what the last one made."""

@@ -2,14 +2,17 @@
 """DMD's gradient against cases worked out by hand, and who learns from what."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from train_support import TINY, VELOCITY, cache_clips, make_clip
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.transformer import Transformer
+from egoedit_ros.train import dmd
 from egoedit_ros.train.batches import FlowData
 from egoedit_ros.train.dmd import (
     DistillData,
@@ -20,6 +23,7 @@ from egoedit_ros.train.dmd import (
     score_sigma,
     train_dmd,
 )
+from egoedit_ros.train.flow import new_transformer
 from egoedit_ros.train.loop import TrainSettings
 from egoedit_ros.train.parallel import Group
 
@@ -148,12 +152,42 @@ def test_only_the_exit_step_has_a_gradient():
         assert calls == [False] * exit_step + [True]
 
 
+def test_many_processes_keep_whole_networks_on_the_host(tmp_path, monkeypatch):
+    """And the teacher is shared out before the generator is loaded."""
+    torch.manual_seed(1)
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(Transformer(TINY.transformer).state_dict(), teacher)
+    told, trained = [], []
+
+    def shard(group, net):
+        told.append("shard")
+        trained.append(net)
+        return net
+
+    def load(*how):
+        told.append("load")
+        return new_transformer(*how)
+
+    def trainer(generator, *_, critic, **__):
+        trained.extend([generator, critic.net])
+        return SimpleNamespace(run=lambda: teacher, done=0)
+
+    # Nothing on the meta device has a value: what came there too early could not be trained.
+    monkeypatch.setattr(dmd, "join", lambda _: Group(0, 2, torch.device("meta")))
+    monkeypatch.setattr(Group, "shard", shard)
+    monkeypatch.setattr(dmd, "new_transformer", load)
+    monkeypatch.setattr(dmd, "Trainer", trainer)
+    data = FlowData(cache_clips(tmp_path / "latents"), frames=2, attention="bidirectional")
+    train_dmd(TrainSettings(tmp_path, "dmd", "tiny", config=TINY), data, DistillData(teacher))
+    assert told == ["load", "shard", "load"]
+    assert {p.device.type for net in trained for p in net.parameters()} == {"cpu"}
+    assert len({id(net) for net in trained}) == 3
+
+
 def test_a_distilling_stage_resumes_exactly(tmp_path):
     latents = cache_clips(tmp_path / "latents")
     torch.manual_seed(1)
     teacher = tmp_path / "teacher.safetensors"
-    from safetensors.torch import load_file, save_file
-
     save_file(Transformer(TINY.transformer).state_dict(), teacher)
     data = FlowData(latents, batch=2, frames=2, crop=0, attention="bidirectional")
     given = DistillData(teacher, guidance=2.0, nfe=2, target_weight=0.1)

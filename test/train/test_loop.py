@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,6 +204,28 @@ def test_what_breaks_in_a_step_leaves_what_was_learnt(tmp_path, kind):
     assert _trainer(tmp_path, 12).done == 4
 
 
+def test_what_breaks_in_a_sample_leaves_what_was_learnt(tmp_path):
+    trainer = _trainer(tmp_path, 12, sample_every=3)
+
+    def sample(net, step):
+        raise RuntimeError("no memory")
+
+    trainer._sampler = sample
+    with pytest.raises(RuntimeError, match="no memory"):
+        trainer.run()
+    assert _trainer(tmp_path, 12).done == 3
+
+
+def test_counts_of_steps_come_back_to_the_host(tmp_path):
+    trainer = _trainer(tmp_path, 2)
+    trainer.run()
+    (part,) = trainer.parts
+    on_device = SimpleNamespace(cpu=lambda: torch.tensor(2.0))
+    part.load({k: on_device if k.endswith(".step") else v for k, v in part.state().items()})
+    slots = part.optimizers[0].state_dict()["state"].values()
+    assert slots and all(torch.equal(slot["step"], torch.tensor(2.0)) for slot in slots)
+
+
 def test_whoever_watches_is_told_and_may_stop_it(tmp_path):
     class Eye:
         def __init__(self):
@@ -308,6 +331,38 @@ def test_a_run_with_a_critic_resumes_exactly(tmp_path):
     assert second.done == 7
     assert _same(path, second.run())
     assert _same(whole.state, second.state)
+
+
+@pytest.mark.parametrize("how", ["raises", "is no number"])
+def test_what_breaks_after_the_critics_step_is_not_saved(tmp_path, how):
+    """Or the critic would take that step once more."""
+    path = _pair(tmp_path / "whole", 20)[0].run()
+    trainer, _ = _pair(tmp_path / "part", 20, save_every=7)
+    good = trainer._step
+
+    def step(rng, noise):
+        loss, report = good(rng, noise)
+        if trainer.done < 8:
+            return loss, report
+        if how == "raises":
+            raise RuntimeError("a worker died")
+        return loss * float("nan"), report
+
+    trainer._step = step
+    with pytest.raises((RuntimeError, UserError), match="a worker died|good weights are in"):
+        trainer.run()
+    resumed, _ = _pair(tmp_path / "part", 20, save_every=7)
+    assert resumed.done == 7
+    assert _same(path, resumed.run())
+
+
+def test_no_number_before_anything_was_saved_says_so(tmp_path):
+    trainer, _ = _pair(tmp_path, 20)
+    good = trainer._step
+    trainer._step = lambda *streams: (good(*streams)[0] * float("nan"), {})
+    with pytest.raises(UserError, match="at step 2; no weights were saved before; lower lr and b"):
+        trainer.run()
+    assert not trainer.checkpoint.exists() and not trainer.state.exists()
 
 
 # --- what is done to a transformer ---------------------------------------------------------

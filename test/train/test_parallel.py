@@ -34,13 +34,13 @@ end()
 """
 
 
-def _recipe(folder, output, steps=4, schedule="cosine"):
+def _recipe(folder, output, steps=4, schedule="cosine", every=1):
     start = str(folder / "teacher.safetensors")
     common = {
         "steps": steps, "batch": 4, "frames": 3, "crop": 0, "warmup": 1, "lr": 0.003,
         "log_every": 1, "save_every": 2, "device": "cpu", "start": start, "schedule": schedule,
     }  # fmt: skip
-    distil = {"teacher": start, "guidance": 2.0, "critic_steps": 1, "recompute": True}
+    distil = {"teacher": start, "guidance": 2.0, "critic_steps": every, "recompute": True}
     return tiny_recipe(folder, output) | {
         "flow": common | {"attention": "bidirectional", "text_dropout": 0.5},
         "self_forcing": common | distil,
@@ -75,7 +75,8 @@ def _two(work):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders ``one``, ``two`` (the same run), and ``part``: two, stopped after step 2."""
+    """Folders ``one``, ``two`` (the same run), and two's that were stopped after step 2: ``part``,
+    like ``whole``, and ``seldom``, before the generator's first step, like ``seldom_whole``."""
     folder = tmp_path_factory.mktemp("runs")
     cache_clips(folder / "latents")
     torch.manual_seed(4)
@@ -89,6 +90,8 @@ def runs(tmp_path_factory):
             ("flow", _recipe(folder, "whole", schedule="constant")),
             ("flow", _recipe(folder, "part", steps=2, schedule="constant")),
             ("flow", _recipe(folder, "part", schedule="constant")),
+            *(("self_forcing", _recipe(folder, "seldom", n, "constant", every=3)) for n in (2, 4)),
+            ("self_forcing", _recipe(folder, "seldom_whole", 4, "constant", every=3)),
         ]
     )
     return folder
@@ -120,6 +123,15 @@ def test_shards_resume_exactly(runs):
     one, other = (load_file(runs / n / "flow.safetensors") for n in ("whole", "part"))
     assert all(torch.equal(one[k], other[k]) for k in one)
     assert [r["step"] for r in _rows(runs / "part" / "flow.log.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_distillation_resumes_exactly_before_its_generator_has_learnt(runs):
+    folders = ("seldom_whole", "seldom")
+    one, other = (load_file(runs / n / "self_forcing.safetensors") for n in folders)
+    start = load_file(runs / "teacher.safetensors")
+    assert any(not torch.equal(one[k], start[k]) for k in one)
+    assert all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.mark.slow

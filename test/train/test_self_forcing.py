@@ -2,6 +2,7 @@
 """A rollout in training is what a session does, step by step; where its gradient goes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,21 @@ def test_the_first_chunk_is_hidden_while_the_last_is_made():
     hidden, shown = (_rollout(TINY, net, 3, source=source, hide_first=h) for h in (True, False))
     assert torch.equal(hidden[:, :2], shown[:, :2])
     assert (hidden[:, 2] - shown[:, 2]).abs().max() > 1e-6
+
+
+def test_of_two_chunks_the_stage_hides_none():
+    net = _network(TINY).requires_grad_(False)
+    source = torch.randn(2, 2, 4, 6, 8)
+    other = source.clone()
+    other[:, 0] += 1
+    rollout = stream_rollout(TINY, 3, FlowData(latents=None, crop=0, frames=2))
+
+    def last_chunk(source):
+        rng = torch.Generator().manual_seed(2)
+        batch = SimpleNamespace(source=source, text=torch.zeros(2, 48, 384))
+        return rollout(net, batch, 1, lambda shape: torch.randn(shape, generator=rng))[:, 1]
+
+    assert (last_chunk(source) - last_chunk(other)).abs().max() > 1e-6
 
 
 def test_a_chunk_that_left_the_window_needs_no_hiding():

@@ -140,6 +140,15 @@ def test_rollout_alone_says_where_it_belongs(tmp_path):
         run_stage("whole", recipe)
 
 
+@pytest.mark.parametrize("which", ["validation", "render"])
+def test_seeds_whose_clips_are_never_taken_in_are_refused(tmp_path, which):
+    recipe = _recipe(tmp_path)
+    told = recipe["whole"]["validation"] if which == "validation" else recipe["whole"]["render"][0]
+    told |= {"seed": 999_999, "clips": 2}
+    with pytest.raises(UserError, match="2 clips from seed 999999 reach .* give a lower seed"):
+        run_stage("whole", recipe)
+
+
 def test_steps_are_drawn_by_their_chances_and_every_step_of_them_learns():
     rng = np.random.default_rng(0)
     drawn = [draw_steps(rng, {1: 0.5, 4: 0.5}) for _ in range(400)]
