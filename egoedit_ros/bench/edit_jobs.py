@@ -191,7 +191,12 @@ def _edited_by(session, settings: SuiteSettings, job: Job) -> tuple[Path, list[s
     output = settings.work / "edited" / f"{job.item.data_id}.mp4"
     note = output.with_suffix(".json")
     key = _key(
-        VERSION, asdict(model), _weights_stat(model.model), _stat(job.source), job.item.instruction
+        VERSION,
+        asdict(model),
+        _weights_stat(model.model),
+        _stat(job.source),
+        job.item.instruction,
+        settings.most_frames,
     )
     kept = _read(note)
     if kept.get("key") != key or not output.exists():
@@ -276,13 +281,25 @@ def _set_threads(threads: int) -> None:
 
 
 def _weights_stat(model: str) -> list:
-    """What tells one set of weights from another: names, sizes and times of its files."""
+    """What tells one model from another: names, sizes and times of the files of its weights and
+    configuration, and of those that its editor.json names elsewhere."""
+    from egoedit_ros.model.own import PARTS, own_description
+    from egoedit_ros.model.tensor_files import PICKLES
     from egoedit_ros.stream.edit_session import BUNDLED
 
-    for folder in (BUNDLED / model, Path(model)):
-        if folder.is_dir():
-            return [_stat(p) for p in sorted(folder.rglob("*.safetensors"))]
-    return [model]
+    place = next((p for p in (BUNDLED / model, Path(model)) if p.exists()), None)
+    if place is None:
+        return [model]
+    places = [place]
+    folder, values = own_description(place) or (place, {})
+    for part in PARTS:
+        named = values.get(part, ())
+        places += [folder / name for name in ([named] if isinstance(named, str) else named)]
+    files: set[Path] = set()
+    for one in places:
+        inner = one.rglob("*") if one.is_dir() else [one]
+        files |= {p.resolve() for p in inner if p.suffix in (".safetensors", ".json", *PICKLES)}
+    return [_stat(path) for path in sorted(files) if path.is_file()]
 
 
 def _stat(path: Path) -> list:

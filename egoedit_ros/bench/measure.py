@@ -42,7 +42,7 @@ def figures(recording: Recording, interrupted: bool = False) -> dict:
         "passthrough": sum(m.outcome == names.OUTCOME_PASSTHROUGH for m in recording.latencies),
         "fps_in": _rate([mono for _, mono in recording.published]),
         "fps_out": _rate(_steady_arrivals(recording)),
-        "first_frame_ms": _rounded(values[0]) if len(values) else None,
+        "first_frame_ms": _first_frame(recording),
         "latency_ms": percentiles(values),
         "stages_ms": {
             stage: _median([getattr(m, f"{stage}_ms") for m in recording.latencies])
@@ -82,6 +82,14 @@ def frame_latencies(recording: Recording) -> list[tuple[int, int, float]]:
             sent = waiting[arrival.stamp].popleft()
             found.append((arrival.stamp, sent, (arrival.mono_ns - sent) / NS_PER_MS))
     return found
+
+
+def _first_frame(recording: Recording) -> float | None:
+    """Milliseconds from the first frame published to the first one received, whichever that is:
+    frames dropped or lost before it count as waiting. None without either."""
+    if not recording.published or not recording.edited:
+        return None
+    return _rounded((recording.edited[0].mono_ns - recording.published[0][1]) / NS_PER_MS)
 
 
 def switch_times(recording: Recording) -> list[float]:

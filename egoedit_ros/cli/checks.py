@@ -62,12 +62,13 @@ def check_python() -> Check:
 def check_torch() -> Check:
     try:
         import torch
+
+        from egoedit_ros.model.precision import cpu_has_bfloat16
     except (ImportError, OSError) as error:
         mend = "install the CPU build of torch 2.13.0; " + SET_UP_AGAIN
         return Check("torch", False, reason_of(error), mend)
     cores = len(os.sched_getaffinity(0))
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    bf16 = any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    bf16 = cpu_has_bfloat16()
     found = (
         f"{torch.__version__}, {torch.get_num_threads()} threads on {cores} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, bf16 {'' if bf16 else 'not '}in hardware"
@@ -84,6 +85,8 @@ def check_gpu() -> Check:
     try:
         import torch
 
+        from egoedit_ros.model.device import no_cuda_because
+
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             name = torch.cuda.get_device_name()
@@ -91,8 +94,7 @@ def check_gpu() -> Check:
     except (ImportError, OSError, RuntimeError) as error:
         return Check("gpu", None, reason_of(error), "device cpu works without")
     if shutil.which("nvidia-smi"):
-        mend = "this torch is a CPU build; install the CUDA build of the same version to use it"
-        return Check("gpu", None, "there is one, torch cannot use it", mend)
+        return Check("gpu", None, "there is one, torch cannot use it", no_cuda_because())
     return Check("gpu", None, "none; the model runs on the processor")
 
 
@@ -136,7 +138,7 @@ def check_rendering() -> Check:
     """Whether MuJoCo renders without a screen; only the simulator and its suite need it."""
     name = "rendering"
     if not importlib.util.find_spec("mujoco"):
-        return Check(name, None, "no mujoco", "for the simulator: pip install 'egoedit_ros[sim]'")
+        return Check(name, None, "no mujoco", "for the simulator: pip install -e '.[sim]'")
     backend = os.environ.get("MUJOCO_GL", "egl")
     environment = dict(os.environ, MUJOCO_GL=backend)
     try:

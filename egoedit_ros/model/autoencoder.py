@@ -17,6 +17,7 @@ does not depend on what happens there, and a crop trains what a whole frame runs
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from egoedit_ros.model.config import AutoencoderConfig
 
 CELL = 8  # pixels of a latent cell
 FINE = 4  # of a cell of fine features
+FIT_AT_ONCE = 64  # latent frames
 
 
 @dataclass(slots=True)
@@ -133,22 +135,30 @@ class EdgeAutoencoder(nn.Module):
         return x.reshape(n, -1, size * h, size * w)
 
     @torch.no_grad()
-    def fit(self, frames: Tensor) -> None:
+    def fit(self, frames: Tensor | Iterable[Tensor]) -> None:
         """Find the transform from ``[N, T, 3, H, W]``, and begin the decoder as its inverse.
+
+        frames: all at once, or part by part, of which only one is held at a time.
 
         A latent's deviation is the root of its direction's own: fine detail is not lifted to the
         rank of what carries the picture, nor left so small that nothing learns it.
         """
-        cells = self._pack(frames.float(), CELL).flatten(0, 2)
-        mean = cells.mean(0)
-        values, vectors = torch.linalg.eigh((cells - mean).T @ (cells - mean) / len(cells))
+        count, total, products = 0, 0.0, 0.0
+        for part in frames.split(FIT_AT_ONCE) if isinstance(frames, Tensor) else frames:
+            # The mean is not known yet: taken from the sums afterwards, float32 would lose by it.
+            cells = self._pack(part.double(), CELL).flatten(0, 2)
+            count, total = count + len(cells), total + cells.sum(0)
+            products = products + cells.T @ cells
+        mean = total / count
+        values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
         order = values.argsort(descending=True)[: self.config.latent_channels]
         deviation = values[order].clamp(min=1e-8).sqrt()
         scale = (deviation * deviation.mean()).sqrt()
-        self.basis.copy_(vectors[:, order].T)
-        self.latents_mean.copy_(self.basis @ mean)
+        basis = vectors[:, order].T
+        self.basis.copy_(basis)
+        self.latents_mean.copy_(basis @ mean)
         self.latents_std.copy_(scale)
-        self.decoder_linear.weight.copy_(self.basis.T * scale)
+        self.decoder_linear.weight.copy_(basis.T * scale)
         self.decoder_linear.bias.copy_(mean)
 
     def encode(self, frames: Tensor, fine: bool = True) -> Encoded:

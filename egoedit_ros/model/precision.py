@@ -11,14 +11,26 @@ from torch import nn
 
 
 def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where it is fast: on GPUs, and on CPUs with AVX512_BF16 or AMX; else float32.
+    """bfloat16 where it is fast: on GPUs that compute in it (NVIDIA's from compute capability 8.0
+    on), and on CPUs with AVX512_BF16 or AMX; else float32.
 
-    A CPU without those instructions emulates bfloat16: measured on one with AVX2, matrix products
-    took ten times as long as in float32.
+    What lacks it emulates it: measured on a CPU with AVX2, matrix products took ten times as long
+    as in float32.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    fast = not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    device = torch.device(device)
+    if device.type == "cpu":
+        fast = cpu_has_bfloat16()
+    else:
+        with torch.cuda.device(device):  # torch asks the current one
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16. oneDNN says so of any with AVX-512, which is not
+    enough. False also where this torch cannot tell."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 @contextmanager

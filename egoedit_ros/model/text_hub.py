@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from egoedit_ros.cache_folder import cache_folder
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.memory import require_memory
 from egoedit_ros.model.tensor_files import read_json
@@ -22,13 +23,6 @@ from egoedit_ros.model.tensor_files import read_json
 CLIP_LENGTH = 77
 KINDS = ("umt5", "t5", "clip")
 MODEL_TYPES = {"umt5": ("umt5",), "t5": ("t5",), "clip": ("clip", "clip_text_model")}
-
-
-def cache_folder() -> Path:
-    """Where embeddings are kept: ``$EGOEDIT_CACHE``, or ``egoedit`` in the user's cache."""
-    if "EGOEDIT_CACHE" in os.environ:
-        return Path(os.environ["EGOEDIT_CACHE"]) / "text"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "egoedit" / "text"
 
 
 def open_text_encoder(name: str, length: int, folder: str) -> HubEncoder | JoinedEncoder:
@@ -88,7 +82,8 @@ class HubEncoder:
     @torch.no_grad()
     def __call__(self, text: str) -> Tensor:
         key = f"{self._identity}\0{self.length}\0{text}".encode()
-        path = cache_folder() / f"{self.kind}-{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
+        name = f"{self.kind}-{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
+        path = cache_folder("text") / name
         tokens = _read_cached(path)
         if tokens is None:
             tokens = self._encode(text)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.device import no_cuda_because
 from egoedit_ros.runtime.executor import Lane, Stage
 from egoedit_ros.runtime.stages import THREE_LANES, OverlappedStream
 from egoedit_ros.runtime.steps import PieceSession, TorchBackend
@@ -33,8 +34,7 @@ def require_cuda() -> None:
     """Raise UserError unless torch sees a CUDA device."""
     if not torch.cuda.is_available():
         raise UserError(
-            "no CUDA device here; run this on a machine with an NVIDIA GPU, its driver and a CUDA "
-            "build of torch"
+            f"no CUDA device here: {no_cuda_because()}; this needs a machine with an NVIDIA GPU"
         )
 
 
@@ -44,7 +44,7 @@ def driver() -> Any:
     try:
         import pycuda.driver as cuda
     except ImportError:
-        raise UserError("PyCUDA is missing: pip install 'egoedit_ros[gpu]'") from None
+        raise UserError("PyCUDA is missing: pip install -e '.[gpu]'") from None
     torch.cuda.init()
     cuda.init()
     return cuda

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egoedit_ros.cache_folder import cache_folder
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.flow import step_sigmas
@@ -235,12 +235,9 @@ def cached_export(model: EditModel, size: tuple[int, int], chunk_latents: int) -
     import onnxruntime
 
     check_exportable(model, size)
-    base = os.environ.get("EGOEDIT_CACHE") or (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egoedit_ros"
-    )
     versions = f"{FORMAT}-{OPSET}-{torch.__version__}-{onnxruntime.__version__}"
     what = f"{fingerprint(model)}-{size}-{chunk_latents}-{versions}"
-    folder = Path(base) / "onnx" / hashlib.sha256(what.encode()).hexdigest()[:24]
+    folder = cache_folder("onnx") / hashlib.sha256(what.encode()).hexdigest()[:24]
     if not (folder / MANIFEST).is_file():
         from egoedit_ros.runtime.whole import write_whole
 

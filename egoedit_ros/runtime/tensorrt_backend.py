@@ -35,7 +35,7 @@ def tensorrt() -> Any:
     try:
         import tensorrt as trt
     except ImportError:
-        raise UserError("TensorRT is missing: pip install 'egoedit_ros[gpu]'") from None
+        raise UserError("TensorRT is missing: pip install -e '.[gpu]'") from None
     return trt
 
 
@@ -71,6 +71,23 @@ def open_axes(manifest: dict, window_chunks: int | None = None) -> dict[str, dic
     return profiles
 
 
+def set_precision(trt: Any, config: Any, precision: str) -> None:
+    """Let the builder of ``config`` compute in fp32 (exactly), fp16 or bf16.
+
+    Raises UserError for a TensorRT that wants the types written into the file instead (11 on).
+    """
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+        return
+    flag = getattr(trt.BuilderFlag, precision.upper(), None)
+    if flag is None:
+        raise UserError(
+            f"TensorRT {trt.__version__} cannot be asked for {precision}; "
+            "pip install 'tensorrt>=10,<11'"
+        )
+    config.set_flag(flag)
+
+
 def build_engine(onnx: Path, profile: dict[str, list], precision: str) -> bytes:
     """Build an engine of a file; minutes for a large model. precision: fp32, fp16 or bf16."""
     trt = tensorrt()
@@ -82,10 +99,7 @@ def build_engine(onnx: Path, profile: dict[str, list], precision: str) -> bytes:
         raise UserError(f"TensorRT cannot read {onnx}: {parser.get_error(0)}; export it again")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    if precision == "fp32":
-        config.clear_flag(trt.BuilderFlag.TF32)
-    else:
-        config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+    set_precision(trt, config, precision)
     shapes = builder.create_optimization_profile()
     for name, (smallest, usual, largest) in profile.items():
         shapes.set_shape(name, smallest, usual, largest)

@@ -17,6 +17,7 @@ from egoedit_ros.model.autoencoder import Coded
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import CONFIGS, EditorConfig
+from egoedit_ros.model.device import no_cuda_because
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.inference import Blend, Conditioning, StepModulation, StreamTransformer
 from egoedit_ros.model.own import load_own, own_description
@@ -77,7 +78,7 @@ def pick_device(device: str) -> torch.device:
         raise UserError(f"no device called {device!r}; use auto, cpu or cuda")
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
-        raise UserError("no CUDA device here; use --device cpu, or install a CUDA build of torch")
+        raise UserError(f"no CUDA device here: {no_cuda_because()}; or use --device cpu")
     return torch.device("cuda" if there and device != "cpu" else "cpu")
 
 

@@ -179,8 +179,7 @@ class Squares(Protocol):
 def fit_transform(model: EdgeAutoencoder, squares: Squares, seed: int) -> None:
     """Find the model's code from sources and targets alike."""
     rng = np.random.default_rng(seed)
-    drawn = [torch.cat(squares.sample(rng)) for _ in range(FIT_DRAWS)]
-    model.fit(torch.cat(drawn))
+    model.fit(torch.cat(squares.sample(rng)) for _ in range(FIT_DRAWS))
 
 
 def train_autoencoder(

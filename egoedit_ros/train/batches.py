@@ -19,6 +19,8 @@ from egoedit_ros.train.latents import load_latents
 from egoedit_ros.train.parallel import Group
 
 NEVER = 2**40  # a step that no run reaches
+# Settings that rectified flow alone heeds.
+FLOW_ONLY = ("text_dropout", "mask_layer", "rough_past")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,20 @@ class FlowData:
             if one.batch < 1 or one.frames < 1 or one.crop < 0 or one.crop % 2:
                 raise UserError("batch and frames must be 1 or more, crop even or 0")
 
+    def refuse_flow_only(self, stage: str) -> None:
+        """Raise UserError where a setting of flow's was given that ``stage`` would not heed."""
+        usual = {f.name: f.default for f in fields(self)}
+        for one in self.each_view():
+            for name in FLOW_ONLY:
+                if getattr(one, name) != usual[name]:
+                    raise UserError(f"{stage} does not heed {name}; leave it out")
+
     def with_view(self, view: dict) -> FlowData:
         return replace(self, views=(), **{k: v for k, v in view.items() if k != "weight"})
+
+    def each_view(self) -> list[FlowData]:
+        """All that :meth:`draw_view` can give."""
+        return [self.with_view(v) for v in self.views] or [self]
 
     def draw_view(self, rng: np.random.Generator) -> FlowData:
         """The data of one step."""
@@ -142,7 +156,7 @@ class Mixed:
 
 def open_clips(data: FlowData, seed: int, group: Group | None = None) -> list[LatentClip] | Mixed:
     """What a stage draws from. Raises UserError where there is nothing long enough."""
-    views = [data.with_view(v) for v in data.views] or [data]
+    views = data.each_view()
     need = max(v.frames for v in views)
     if data.sources:
         mixture = Mixture([Source.of(values) for values in data.sources], seed)

@@ -207,6 +207,7 @@ def distill(
 ) -> Path:
     """Run a distilling stage; start: the generator's first weights, None: the teacher's."""
     data.check()
+    data.refuse_flow_only(settings.stage)
     config = settings.editor
     nfe = given.nfe or config.nfe
     if nfe < 1 or given.guidance < 0 or given.target_weight < 0:

@@ -35,6 +35,7 @@ from egoedit_ros.train.batches import (
 )
 from egoedit_ros.train.denoise import LEAST_SIGMA, Denoiser, angles
 from egoedit_ros.train.loop import Trainer, TrainSettings
+from egoedit_ros.train.lora import FROZEN_BY_LORA
 from egoedit_ros.train.parallel import Group, join
 
 
@@ -290,13 +291,15 @@ def train_flow(
     """Run the stage; ``start``: weights to begin with. resident: clips in a device's memory in
     place of data.latents."""
     data.check()
+    if data.mask_layer and settings.lora:
+        raise UserError(FROZEN_BY_LORA.format("mask head", "mask_layer"))
     torch.manual_seed(settings.seed)
     config = settings.editor
     group = join(settings.device)
     model = new_transformer(config, start, group)
     mask = add_mask_head(model, data, group)
     clips = resident or open_clips(data, settings.seed, group)
-    empty = empty_text(config) if data.text_dropout else None
+    empty = empty_text(config) if any(v.text_dropout for v in data.each_view()) else None
     seen: list[Batch] = []
 
     def step(rng: np.random.Generator, noise: torch.Generator):

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from egoedit_ros.data.clip import StoredClip, read_clip
+from egoedit_ros.data.clip import StoredClip, cannot_write, read_clip
 from egoedit_ros.data.crew import run_crew
 from egoedit_ros.data.latents import LatentClip, LatentFolder, stems_in, write_latents
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
@@ -20,8 +23,11 @@ from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.precision import best_dtype
+from egoedit_ros.model.tensor_files import read_json
 from egoedit_ros.model.text import get_text_encoder
+from egoedit_ros.train.states import differences
 
+MADE_BY = "made_by.json"  # beside latents: what encoded them
 SIDES = re.compile(r"\b(left|right|(anti)?clockwise)\b", re.IGNORECASE)
 
 
@@ -102,6 +108,50 @@ def load_frozen(path: Path, config: EditorConfig, device: str = "cpu") -> nn.Mod
     return model.place(torch.device(device), best_dtype() if device == "cpu" else torch.float32)
 
 
+def require_same_makers(
+    folder: Path, checkpoint: Path, config: EditorConfig, there: set[str]
+) -> None:
+    """Raise UserError where the latents in ``folder`` (clips ``there``) are of other encoders.
+
+    What encoded them is noted in the folder before its first clip; one without the note was made
+    before there were any, and is taken as it is.
+    """
+    path = folder / MADE_BY
+    if there and not path.is_file():
+        return
+    now = {
+        "autoencoder": _code_hash(load_frozen(checkpoint, config)),
+        "text_encoder": config.text_encoder,
+        "text_len": config.transformer.text_len,
+        "size": config.size,
+    }
+    if there:
+        changed = differences(json.dumps(read_json(path)), now)
+        if changed:
+            raise UserError(
+                f"the latents in {folder} were made otherwise ({'; '.join(changed)}); name "
+                "another folder, or delete this one to encode all clips anew"
+            )
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _code_hash(model: nn.Module) -> str:
+    """Of what latents depend on: ``edge``'s decoder may learn on, its code is in the buffers."""
+    edge = isinstance(model, EdgeAutoencoder)
+    tensors = dict(model.named_buffers()) if edge else model.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _devices() -> list[str]:
     """Where to encode: all GPUs, or else the CPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -135,8 +185,9 @@ def cache_latents(
     """Encode every training clip that is not in ``output`` yet; yields (done, of).
 
     On all GPUs, a process each, or else on all cores; workers: at most so many processes. shard:
-    clips to a file; 1 writes a file for each. Raises UserError when a process dies; what was
-    written is kept, and the same command goes on from there.
+    clips to a file; 1 writes a file for each. Raises UserError for an ``output`` that another
+    autoencoder or text encoder wrote, and when a process dies; what was written is kept, and the
+    same command goes on from there.
     """
     output.mkdir(parents=True, exist_ok=True)
     paths = [p for p in sorted(clips.glob("*.safetensors")) if int(p.stem) < EVALUATION_SEED]
@@ -145,6 +196,7 @@ def cache_latents(
     if shard < 1:
         raise UserError(f"{shard} clips to a shard; give 1 or more")
     there = stems_in(output)
+    require_same_makers(output, checkpoint, config, there)
     missing = [p for p in paths if p.stem not in there]
     made = len(paths) - len(missing)
     yield made, len(paths)

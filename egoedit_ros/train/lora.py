@@ -10,6 +10,9 @@ from egoedit_ros.errors import UserError
 # Of diffusers' names: what lies in the blocks. Projections outside of them are used by weight.
 TARGETS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ffn\.net\.(0\.proj|2))"
 
+# peft freezes all that it does not add, what lies beside the blocks and helps to train, too.
+FROZEN_BY_LORA = "with lora the {} would learn nothing; leave out lora or {}"
+
 
 def add_lora(net: nn.Module, rank: int, alpha: float) -> None:
     """Freeze ``net`` and add trainable low-rank parts of ``rank``, scaled by alpha / rank."""

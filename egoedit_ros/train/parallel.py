@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.device import no_cuda_because
 from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.transformer import Block, Transformer
 
@@ -127,7 +128,7 @@ def join(device: str = "auto") -> Group:
         raise UserError(f"no device called {device!r}; use auto, cpu or cuda")
     cuda = torch.cuda.is_available() and device != "cpu"
     if device == "cuda" and not cuda:
-        raise UserError("no CUDA device here; use device: cpu, or install a CUDA build of torch")
+        raise UserError(f"no CUDA device here: {no_cuda_because()}; or use device: cpu")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     place = torch.device("cpu")
     if cuda:

@@ -35,6 +35,7 @@ from egoedit_ros.train.dmd import rollout_whole
 from egoedit_ros.train.flow import new_transformer, weighted
 from egoedit_ros.train.latents import load_frozen
 from egoedit_ros.train.loop import TRAINING_ONLY, Trainer, TrainSettings
+from egoedit_ros.train.lora import FROZEN_BY_LORA
 from egoedit_ros.train.parallel import alone, join
 from egoedit_ros.train.resident import CELL, ResidentClips, Where, corner_around, crop
 from egoedit_ros.train.self_forcing import hides_first, rollout_stream
@@ -213,6 +214,9 @@ def train_rollout(
 ) -> Path:
     """Run the stage; start: weights to begin with."""
     data.check()
+    data.refuse_flow_only(settings.stage)
+    if given.with_decoder and settings.lora:
+        raise UserError(FROZEN_BY_LORA.format("decoder", "with_decoder"))
     torch.manual_seed(settings.seed)
     config, group = settings.editor, join(settings.device)
     alone(group, settings.stage)

@@ -179,6 +179,6 @@ def train_self_forcing(
     resident: Resident | None = None,
 ) -> Path:
     """Run the stage; start: the generator's first weights (EgoEdit: those of ``dmd``)."""
-    for view in [data, *(data.with_view(v) for v in data.views)][1 if data.views else 0 :]:
+    for view in data.each_view():
         stream_rollout(settings.editor, 1, view)  # refuse before anything is loaded
     return distill(settings, data, given, start, stream_rollout, sampler, resident)

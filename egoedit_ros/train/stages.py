@@ -107,9 +107,10 @@ class _Work:
     def autoencoder(self) -> Path:
         from egoedit_ros.train.autoencoder import AutoencoderData, train_autoencoder
 
+        start = self.path("start")
         settings, rest = self.settings()
         clips = Path(rest.pop("clips", self.folders["clips"]))
-        return train_autoencoder(settings, build(AutoencoderData, {"clips": clips} | rest))
+        return train_autoencoder(settings, build(AutoencoderData, {"clips": clips} | rest), start)
 
     def latents(self) -> Path:
         from tqdm import tqdm

@@ -56,6 +56,14 @@ def test_latency_is_publication_to_reception():
     assert list(figures["latency_ms"]) == ["p50", "p90", "p95", "p99", "max"]
 
 
+def test_the_first_frame_counts_from_the_first_one_published():
+    made = recording()
+    made.edited = made.edited[1:]  # the first was dropped
+    assert measure.figures(made)["first_frame_ms"] == pytest.approx(4 * 62.5 + 100, abs=0.01)
+    made.edited = []
+    assert measure.figures(made)["first_frame_ms"] is None
+
+
 def test_rates_leave_the_final_flush_out():
     figures = measure.figures(recording())
     assert figures["fps_in"] == pytest.approx(16)

@@ -150,6 +150,32 @@ def test_a_model_of_ours_edits_once(bench, monkeypatch):
     assert len(made) == 2
     command(bench, *options, "--seed", "3")
     assert len(made) == 4
+    _, shorter = command(bench, *options, "--seed", "3", "--frames", "9")
+    assert len(made) == 6
+    note = json.loads((bench / "work" / "edited" / "e1.json").read_text())
+    assert note["frames"] == 9
+
+
+def test_edits_are_made_anew_when_any_file_of_the_model_changes(tmp_path):
+    model, beside = tmp_path / "model", tmp_path / "beside"
+    for folder in (model / "vae", beside):
+        folder.mkdir(parents=True)
+    (beside / "net.pt").write_bytes(b"1")
+    parts = {"transformer": "../beside/net.pt", "autoencoder": ["vae"], "text_encoder": "gone"}
+    (model / "editor.json").write_text(json.dumps(parts))
+    (model / "vae" / "weights.pth").write_bytes(b"1")
+    (model / "vae" / "config.json").write_text("{}")
+    (model / "notes.txt").write_text("1")
+    files = [model / "editor.json", *(model / "vae").iterdir(), beside / "net.pt"]
+    for name in (model, model / "editor.json"):
+        for path in files:
+            before = edit_jobs._weights_stat(str(name))
+            path.write_text(path.read_text() + " ")
+            assert edit_jobs._weights_stat(str(name)) != before, path
+        before = edit_jobs._weights_stat(str(name))
+        (model / "notes.txt").write_text("other")
+        assert edit_jobs._weights_stat(str(name)) == before
+    assert edit_jobs._weights_stat("null") == ["null"]
 
 
 def test_a_model_that_is_not_there_is_an_error_before_any_work(bench, capsys):

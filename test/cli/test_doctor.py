@@ -235,3 +235,27 @@ def test_a_full_disk_is_told(monkeypatch):
     usage = type("usage", (), {"free": 10**6})
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage)
     assert checks.check_disk().ok is False
+
+
+@pytest.mark.parametrize(
+    ("built", "says"), [(None, "CPU build"), ("12.8", "build for CUDA 12.8 but finds no GPU")]
+)
+def test_why_torch_cannot_use_a_gpu_is_told(monkeypatch, built, says):
+    import torch
+
+    from egoedit_ros.stream.edit_session import pick_device
+
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: f"/usr/bin/{name}")
+    result = checks.check_gpu()
+    assert result.ok is None and "there is one" in result.found and says in result.mend
+    assert ("CPU build" in result.mend) == (built is None)
+    with pytest.raises(UserError, match=f"no CUDA device here: .*{says}.*--device cpu"):
+        pick_device("cuda")
+
+
+def test_hints_install_from_the_folder_as_the_package_is_in_no_index(monkeypatch):
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    assert checks.check_rendering().mend.endswith("pip install -e '.[sim]'")

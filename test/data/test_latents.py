@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stored clips of any origin to latents: what is encoded, what is mirrored, one file or shards."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from egoedit_ros.data.latents import LatentFolder
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.wan_autoencoder import WanAutoencoder
-from egoedit_ros.train.latents import cache_latents, encode_clip, load_latents
+from egoedit_ros.train.latents import MADE_BY, cache_latents, encode_clip, load_latents
 
 WAN = dict(base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.3, -0.2, 0.1, 0.0],
              latents_std=[1.5, 0.7, 2.0, 1.1])  # fmt: skip
@@ -85,7 +87,7 @@ def test_clips_become_shards_and_later_ones_are_added(edge, tmp_path):
     done = list(cache_latents(tmp_path / "ae.safetensors", TINY, clips, output, 1, shard=2))
     assert done == [(0, 3), (2, 3), (3, 3)]  # what is for evaluation stays out
     names = sorted(p.name for p in output.iterdir())
-    assert names == ["shard-00000000.safetensors", "shard-00000002.safetensors"]
+    assert names == [MADE_BY, "shard-00000000.safetensors", "shard-00000002.safetensors"]
     folder = LatentFolder(output)
     assert folder.stems == ["00000000", "00000001", "00000002"]
     direct = encode_clip(edge, stored(1), TINY)
@@ -93,6 +95,55 @@ def test_clips_become_shards_and_later_ones_are_added(edge, tmp_path):
     assert torch.equal(folder[1].edited, direct.edited) and folder[1].tasks == ("replace",)
     assert len(load_latents(output)) == 3
     assert list(cache_latents(tmp_path / "ae.safetensors", TINY, clips, output, 1)) == [(3, 3)]
+
+
+def _encode(tmp_path, autoencoder="ae", config=TINY):
+    return list(
+        cache_latents(
+            tmp_path / f"{autoencoder}.safetensors", config, tmp_path / "clips", tmp_path / "out", 1
+        )
+    )
+
+
+@pytest.fixture
+def encoded(edge, tmp_path):
+    """A folder in which one clip of two is encoded, and weights with another code."""
+    (tmp_path / "clips").mkdir()
+    state = edge.state_dict()
+    for name, change in (("ae", {}), ("on", {"decoder_out.bias": state["decoder_out.bias"] + 1}),
+                         ("other", {"basis": -state["basis"]})):  # fmt: skip
+        save_file(state | change, tmp_path / f"{name}.safetensors")
+    write_stored(tmp_path / "clips", stored(0))
+    assert _encode(tmp_path) == [(0, 1), (1, 1)]
+    write_stored(tmp_path / "clips", stored(1))
+    return tmp_path
+
+
+def test_latents_of_several_encoders_are_never_mixed(encoded):
+    with pytest.raises(UserError, match="autoencoder was .* delete this one"):
+        _encode(encoded, "other")
+    short = dataclasses.replace(TINY.transformer, text_len=32)
+    for change in ({"size": (128, 96)}, {"text_encoder": "clip"}, {"transformer": short}):
+        with pytest.raises(UserError, match="were made otherwise"):
+            _encode(encoded, config=dataclasses.replace(TINY, **change))
+    assert len(load_latents(encoded / "out")) == 1
+
+
+def test_a_decoder_that_learnt_on_keeps_the_latents(encoded):
+    assert _encode(encoded, "on") == [(1, 2), (2, 2)]
+
+
+def test_folders_of_before_are_taken_as_they_are_and_empty_ones_made_anew(encoded):
+    note = encoded / "out" / MADE_BY
+    kept = note.read_text()
+    note.unlink()
+    assert _encode(encoded, "other") == [(1, 2), (2, 2)]
+    assert not note.exists()
+    note.write_text(kept)
+    for path in (encoded / "out").glob("*.safetensors"):
+        path.unlink()
+    assert _encode(encoded, "other") == [(0, 2), (1, 2), (2, 2)]
+    assert note.read_text() != kept
 
 
 def test_nothing_to_encode_is_said(tmp_path):

@@ -66,6 +66,25 @@ def test_the_fitted_code_keeps_what_pictures_consist_of():
     assert 0.5 < coded.latents.std() < 2
 
 
+def test_the_code_is_the_same_found_at_once_or_part_by_part():
+    rng = torch.Generator().manual_seed(0)
+    frames = _smooth(70, rng) + 0.02 * torch.randn(70, 4, 3, 48, 64, generator=rng)
+    models = [_model() for _ in range(2)]
+    models[0].fit(frames)
+    models[1].fit(iter(frames.split(9)))
+    cells = models[0]._pack(frames.double(), 8).flatten(0, 2)
+    centred = cells - cells.mean(0)
+    values = torch.linalg.eigvalsh(centred.T @ centred / len(cells)).flip(0)[:8]
+    for model in models:
+        spread = (centred @ model.basis.double().T).square().mean(0)
+        torch.testing.assert_close(spread, values, rtol=1e-5, atol=0)
+        wanted = (values.sqrt() * values.sqrt().mean()).sqrt().float()
+        torch.testing.assert_close(model.latents_std, wanted)
+        torch.testing.assert_close(model.decoder_linear.bias, cells.mean(0).float())
+        mean = model.basis.double() @ cells.mean(0)
+        torch.testing.assert_close(model.latents_mean, mean.float())
+
+
 def test_what_is_decoded_here_does_not_depend_on_what_happens_there():
     """No statistics of the whole picture: a crop trains what a frame runs."""
     model = _model()

@@ -6,6 +6,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from egoedit_ros.cache_folder import cache_folder
 from egoedit_ros.errors import UserError
 from egoedit_ros.model import text_hub
 from egoedit_ros.model.text import get_text_encoder
@@ -138,3 +139,16 @@ def test_a_truncated_encoder_is_one_line(pipeline):
     with pytest.raises(UserError, match="cannot be read") as error:
         open_text_encoder("umt5", 12, str(pipeline))("red")
     assert "\n" not in str(error.value)
+
+
+def test_by_default_the_package_keeps_all_in_one_folder_of_the_users_cache(
+    pipeline, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("EGOEDIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert open_text_encoder("umt5", 12, str(pipeline))("red").any()
+    (kept,) = (tmp_path / "xdg").rglob("*.safetensors")
+    assert kept.parent == tmp_path / "xdg" / "egoedit_ros" / "text"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("onnx") == tmp_path / ".cache" / "egoedit_ros" / "onnx"

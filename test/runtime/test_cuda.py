@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of the CUDA parts a machine without a GPU can tell: the errors, names and shapes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from runtime_support import SIZE, small_model
@@ -63,3 +65,17 @@ def test_a_pinned_ring_goes_round():
     ring = cuda.PinnedRing(Fake, (4, 2, 2, 3), depth=2)
     first, second, third = ring.take(1), ring.take(4), ring.take(4)
     assert first.shape[0] == 1 and first.data_ptr() == third.data_ptr() != second.data_ptr()
+
+
+def test_a_tensorrt_that_takes_no_precision_is_told():
+    asked = []
+    config = SimpleNamespace(set_flag=asked.append, clear_flag=lambda f: asked.append(f"no {f}"))
+    ten = SimpleNamespace(
+        __version__="10.9.0", BuilderFlag=SimpleNamespace(TF32="tf32", FP16="fp16", BF16="bf16")
+    )
+    for precision in ("fp32", "fp16", "bf16"):
+        tensorrt_backend.set_precision(ten, config, precision)
+    assert asked == ["no tf32", "fp16", "bf16"]
+    eleven = SimpleNamespace(__version__="11.0.0", BuilderFlag=SimpleNamespace(TF32="tf32"))
+    with pytest.raises(UserError, match="TensorRT 11.0.0 .* 'tensorrt>=10,<11'"):
+        tensorrt_backend.set_precision(eleven, config, "bf16")

@@ -4,7 +4,9 @@
 import torch
 import torch.nn.functional as F
 
-from egoedit_ros.train.autoencoder import ssim_loss
+from egoedit_ros.model.autoencoder import EdgeAutoencoder
+from egoedit_ros.model.config import AutoencoderConfig
+from egoedit_ros.train.autoencoder import FIT_DRAWS, fit_transform, ssim_loss
 
 
 def _by_windows(a, b):
@@ -35,3 +37,22 @@ def test_ssim_loss_keeps_its_precision_where_the_rest_is_mixed():
     with torch.autocast("cpu", torch.bfloat16):
         mixed = ssim_loss(made, wanted, weight)
     assert torch.allclose(mixed, ssim_loss(made, wanted, weight), atol=1e-4)
+
+
+def test_the_code_is_found_without_holding_all_that_was_drawn(monkeypatch):
+    events, pack = [], EdgeAutoencoder._pack
+
+    class Squares:
+        def sample(self, rng):
+            events.append("drawn")
+            stream = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            return tuple(torch.rand(2, 1, 4, 3, 16, 16, generator=stream))
+
+    def packed(self, part, size):
+        events.append("summed")
+        return pack(self, part, size)
+
+    monkeypatch.setattr(EdgeAutoencoder, "_pack", packed)
+    model = EdgeAutoencoder(AutoencoderConfig(latent_channels=4, width=8, deep_width=8))
+    fit_transform(model, Squares(), 0)
+    assert events == ["drawn", "summed"] * FIT_DRAWS

@@ -250,6 +250,13 @@ def test_edits_are_drawn_as_often_as_asked_and_crops_lie_anywhere():
     assert anywhere.max() > 0
 
 
+def test_texts_are_left_out_where_a_view_alone_asks_for_it(tmp_path):
+    view = {"weight": 1.0, "text_dropout": 0.5}
+    data = FlowData(cache_clips(tmp_path / "latents"), batch=2, frames=2, crop=4, views=(view,))
+    settings = TrainSettings(tmp_path / "a", "flow", "tiny", steps=1, config=TINY, device="cpu")
+    assert train_flow(settings, data).is_file()
+
+
 @pytest.mark.parametrize("mask_layer", [-1, 99])
 def test_a_mask_head_after_no_block_is_refused(mask_layer):
     with pytest.raises(UserError, match=f"mask_layer is {mask_layer}"):

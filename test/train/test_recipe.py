@@ -2,6 +2,7 @@
 """``config/train/tiny.yaml``: every stage, each from the last one's checkpoint, to a model that
 edits a stream; and what the recipes say."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from egoedit_ros.cli.main import main
 from egoedit_ros.data.clip import StoredClip, write_stored
 from egoedit_ros.errors import UserError
+from egoedit_ros.train.batches import FlowData
 from egoedit_ros.train.stages import STAGES, read_recipe, recipe_config, run_stage
 
 # The first test waits for all stages, on machines of any speed.
@@ -125,6 +127,15 @@ def test_recipes_name_stages_and_settings_that_exist(name):
     assert config.transformer.in_channels == 2 * config.transformer.out_channels
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
+def test_recipes_give_no_stage_what_it_does_not_heed(name):
+    recipe = read_recipe(RECIPES / f"{name}.yaml")
+    known = {f.name for f in dataclasses.fields(FlowData)}
+    for stage in ("dmd", "self_forcing", "rollout"):
+        section = {k: v for k, v in recipe.get(stage, {}).items() if k in known}
+        FlowData(Path(), **section).refuse_flow_only(stage)
+
+
 def _section(tmp_path, stage, section, **more):
     recipe = read_recipe(RECIPES / "tiny.yaml") | more
     recipe["folders"] = {k: str(tmp_path / k) for k in ("output", "clips", "latents")}
@@ -137,6 +148,8 @@ def _section(tmp_path, stage, section, **more):
         ("dmd", {}, {}, "names no teacher"),
         ("dmd", {"teacher": "nowhere"}, {}, "no teacher at nowhere; run the stage"),
         ("flow", {"start": "nowhere"}, {}, "no start at nowhere"),
+        ("autoencoder", {"start": "nowhere"}, {}, "no start at nowhere; run the stage"),
+        ("flow", {"mask_layer": 1, "lora": 2}, {}, "leave out lora or mask_layer"),
         ("flow", {"wings": 2}, {}, "does not fit"),
         ("flow", {"views": 3}, {}, "views must be a list"),
         ("flow", {"device": "tpu"}, {}, "use auto, cpu or cuda"),
@@ -157,3 +170,30 @@ def test_wrong_recipes_are_told_before_anything_is_trained(tmp_path, stage, sect
     with pytest.raises(UserError, match=says):
         run_stage(stage, recipe)
     assert not (tmp_path / "output" / f"{stage}.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", ["dmd", "self_forcing"])
+@pytest.mark.parametrize("where", ["section", "view"])
+@pytest.mark.parametrize("setting", ["text_dropout", "mask_layer", "rough_past"])
+def test_distilling_refuses_what_it_does_not_heed(tmp_path, stage, where, setting):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.touch()
+    given = {setting: 1}
+    if where == "view":
+        given = {"views": [{"weight": 1.0} | given]}
+    stage, recipe = _section(tmp_path, stage, {"teacher": str(teacher), "crop": 0} | given)
+    with pytest.raises(UserError, match=f"{stage} does not heed {setting}; leave it out"):
+        run_stage(stage, recipe)
+
+
+def test_the_autoencoder_begins_with_the_weights_it_is_given(tmp_path, monkeypatch):
+    start = tmp_path / "start.safetensors"
+    start.touch()
+    given = []
+    monkeypatch.setattr(
+        "egoedit_ros.train.autoencoder.train_autoencoder", lambda *args: given.append(args)
+    )
+    stage, recipe = _section(tmp_path, "autoencoder", {"start": str(start), "batch": 3})
+    run_stage(stage, recipe)
+    ((_, data, begun),) = given
+    assert begun == start and data.batch == 3

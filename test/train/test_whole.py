@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from egoedit_ros.data.clip import StoredClip, write_stored
 from egoedit_ros.errors import UserError
-from egoedit_ros.train.rollout import draw_steps
+from egoedit_ros.train.batches import FlowData
+from egoedit_ros.train.rollout import RolloutData, draw_steps, train_rollout
+from egoedit_ros.train.settings import TrainSettings
 from egoedit_ros.train.stages import read_recipe, run_stage
 
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "train"
@@ -126,6 +128,21 @@ def test_the_decoder_can_learn_beside_the_transformer(tmp_path):
     recipe["whole"]["stages"] = ["rollout"]
     with pytest.raises(UserError, match="learns from pixels"):
         run_stage("whole", recipe)
+
+
+@pytest.mark.parametrize(
+    ("lora", "data", "given", "says"),
+    [
+        (0, {"text_dropout": 0.1}, {}, "rollout does not heed text_dropout"),
+        (0, {"mask_layer": 1}, {}, "rollout does not heed mask_layer"),
+        (0, {"rough_past": 0.0}, {}, "rollout does not heed rough_past"),
+        (2, {}, {"with_decoder": True}, "leave out lora or with_decoder"),
+    ],
+)
+def test_rollout_refuses_what_it_would_not_heed(tmp_path, lora, data, given, says):
+    settings = TrainSettings(tmp_path, "rollout", lora=lora, device="cpu")
+    with pytest.raises(UserError, match=says):
+        train_rollout(settings, FlowData(Path(), **data), RolloutData(Path(), **given), None)
 
 
 def test_rollout_alone_says_where_it_belongs(tmp_path):
