@@ -311,8 +311,8 @@ class _Benchmark:
         folder = self.folder / name
         folder.mkdir()
         with Graph(folder) as graph:
-            if self.foreign:
-                _place(graph.environment, among_others=node is None)
+            if self.foreign and node is None:
+                _join_theirs(graph.environment)
             watch = []
             if node is not None:
                 graph.start(*node)
@@ -346,12 +346,11 @@ class _Benchmark:
         graph.check(may_end="bench")
 
 
-def _place(environment: dict[str, str], among_others: bool) -> None:
-    """Where a graph is: among the user's nodes, or where it is (:class:`Graph`): not among them."""
-    if among_others:
-        environment["ROS_DOMAIN_ID"] = os.environ.get("ROS_DOMAIN_ID", "0")
-        if "ROS_AUTOMATIC_DISCOVERY_RANGE" not in os.environ:
-            del environment["ROS_AUTOMATIC_DISCOVERY_RANGE"]
+def _join_theirs(environment: dict[str, str]) -> None:
+    """Put a graph, which else has a domain of its own, among the user's nodes."""
+    environment["ROS_DOMAIN_ID"] = os.environ.get("ROS_DOMAIN_ID", "0")
+    if "ROS_AUTOMATIC_DISCOVERY_RANGE" not in os.environ:
+        del environment["ROS_AUTOMATIC_DISCOVERY_RANGE"]
 
 
 _BAR = "{l_bar}{bar}| {elapsed} of about {total} s"

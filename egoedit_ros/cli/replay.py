@@ -36,6 +36,7 @@ from egoedit_ros.errors import UserError
 
 EDGE_SIZE = "256x192"
 DEFAULT_LATENTS = 3  # the paper's
+MOST_LATENTS = 64
 FRAMES_PER_LATENT = 4
 WAIT_FOR_MODEL_S = 600.0
 POLL_S = 0.05
@@ -200,13 +201,17 @@ def domain_id(text: str) -> int:
 
 
 def latents_of(model: str) -> int:
-    """Latents in a chunk of ``model``, as far as its name or its files tell; else three."""
+    """Latents in a chunk of ``model``, as far as its name or its files tell; else three.
+
+    What they tell is the editor's to check; here it only has to be a length.
+    """
     folders = (Path(egoedit_ros.__file__).parent / "weights" / model, Path(model))
     for file in [folder / name for folder in folders for name in ("config.json", "editor.json")]:
         try:
-            return int(json.loads(file.read_text(encoding="utf-8"))["chunk_latents"])
+            told = int(json.loads(file.read_text(encoding="utf-8"))["chunk_latents"])
+            return min(max(1, told), MOST_LATENTS)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # the editor says what is wrong with it
+            continue
     return 1 if model == "null" else DEFAULT_LATENTS
 
 

@@ -40,9 +40,7 @@ class BagReader:
             self._reader.open()
         except PermissionError:
             raise UserError(f"{self.path} may not be read; check its permissions") from None
-        except (
-            Exception
-        ) as error:  # of a reader, a database or a decompressor: it is cut or foreign
+        except Exception as error:  # each storage and compression has errors of its own
             raise UserError(self._damaged(error)) from None
         self.connections: list[Connection] = list(self._reader.connections)
         self.typestore = cdr.typestore()
@@ -133,7 +131,7 @@ class BagReader:
         """
         try:
             yield from self._reader.messages(connections or ())
-        except Exception as error:  # each storage and compression has errors of its own
+        except Exception as error:  # as above
             raise UserError(self._damaged(error)) from None
 
     def deserialize(self, data: bytes, msgtype: str) -> object:

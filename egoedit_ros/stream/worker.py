@@ -119,7 +119,7 @@ class StreamWorker:
         elif item is not None:
             item()
         elif self._stalled():
-            self._emit(self.editor.flush(), self._generation)
+            self._emit(self._made(self.editor.flush), self._generation)
 
     def _patience(self) -> float:
         """Seconds to wait for something to do: no longer than until the stream times out."""
@@ -147,11 +147,26 @@ class StreamWorker:
             self._drop("error")
             return
         frame.started_ns = started_ns
-        done = self.editor.push(frame)
+        done = self._made(lambda: self.editor.push(frame), coming=1)
         self._count_dropped()
         self._emit(done, arrival.generation)
         if done:
             self.editor.settle()
+
+    def _made(self, work: Callable[[], list[EditedFrame]], coming: int = 0) -> list[EditedFrame]:
+        """What the editor makes of the frames it holds and ``coming`` more. Faults of the model
+        are its own; one beside it costs these frames, and they are counted."""
+        editor = self.editor
+        inside, before = editor.waiting + coming, editor.dropped
+        try:
+            return work()
+        except Exception as error:
+            self._hooks.event(f"frames dropped: {type(error).__name__}: {error}")
+            editor.reset()
+            self._count_dropped()
+            if lost := inside - (editor.dropped - before):
+                self._drop("error", lost)
+            return []
 
     def _follow_restart(self) -> None:
         """Forget the old stream, if the intake began a new one since the last look."""

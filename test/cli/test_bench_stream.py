@@ -13,7 +13,7 @@ import time
 import pytest
 from replay_support import START_NS, command, egoedit, environment, write_bag
 
-from egoedit_ros.cli.bench_stream import _place as place
+from egoedit_ros.cli.bench_stream import _join_theirs as join_theirs
 from egoedit_ros.cli.graph import environment as graph_environment
 from egoedit_ros.data import cdr
 from egoedit_ros.data.bag_writer import BagWriter
@@ -131,9 +131,8 @@ def test_baselines_keep_out_of_the_domain_of_a_node_that_runs(monkeypatch, domai
     monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE")
     own = graph_environment()
     theirs = {"ROS_DOMAIN_ID": "55", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-    place(own, among_others=False)
     assert own["ROS_DOMAIN_ID"] != domain
-    place(theirs, among_others=True)
+    join_theirs(theirs)
     # Their node may be on another machine.
     assert theirs == {"ROS_DOMAIN_ID": domain}
 

@@ -187,13 +187,20 @@ def test_a_flush_that_waits_is_answered_when_the_worker_stops(rig):
     assert rig.intake.counters.inside == 0
 
 
-def test_a_fault_outside_the_model_does_not_end_the_worker(rig, monkeypatch):
-    monkeypatch.setattr(rig.worker.editor, "flush", lambda: 1 / 0)
-    rig.worker.flush_timeout = 0.05
+@pytest.mark.parametrize("where", ["push", "flush"])
+def test_a_fault_beside_the_model_costs_frames_that_are_counted(rig, monkeypatch, where):
     rig.offer(range(3))
+    rig.worker.call(lambda: None, after_frames=True).result(20)
+    monkeypatch.setattr(rig.worker.editor, where, lambda *_: 1 / 0)
+    if where == "push":
+        rig.offer([3])
+    else:
+        rig.worker.flush_timeout = 0.05
     wait_until(lambda: rig.events)
-    assert rig.events[0] == "stream worker: ZeroDivisionError: division by zero"
+    assert rig.events[0] == "frames dropped: ZeroDivisionError: division by zero"
+    wait_until(lambda: rig.intake.counters.inside == 0)
     monkeypatch.undo()
     rig.worker.flush_timeout = 60.0
-    rig.offer(range(3, 5))
-    wait_until(lambda: len(rig.sent) == 5)
+    rig.offer(range(4, 9))
+    wait_until(lambda: len(rig.sent) == 6)
+    assert rig.sent == [0, 4, 5, 6, 7, 8]
