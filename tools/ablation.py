@@ -108,7 +108,8 @@ def streams(given: argparse.Namespace) -> None:
     films = [_film(given, index) for index in range(given.streams)]
     model = load_model(given.model, "cpu")
     if given.plain:
-        model = replace(model, config=replace(model.config, steady=(), sharpen=False))
+        plain = replace(model.config, steady=(), sharpen=False)
+        model = replace(model, config=plain, detail=None)
     rows = []
     for chunk in _numbers(given.chunks):
         for steps in _numbers(given.steps):

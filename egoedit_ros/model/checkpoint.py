@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import build_autoencoder
 from egoedit_ros.model.config import EditorConfig
+from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.model.memory import require_memory
 from egoedit_ros.model.tensor_files import FLOATS
 from egoedit_ros.model.transformer import Transformer
 
-PARTS = ("transformer", "autoencoder")
+PARTS = ("transformer", "autoencoder", "detail")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -96,33 +97,43 @@ def check_config(config: EditorConfig, path: Path) -> None:
         raise UserError(f"{path}: sharpen is {config.sharpen!r}; it must be true or false")
 
 
-def load_editor(folder: Path) -> tuple[EditorConfig, Transformer, nn.Module]:
-    """Configuration and float32 networks of the editor in ``folder``."""
+def load_editor(
+    folder: Path,
+) -> tuple[EditorConfig, Transformer, nn.Module, DetailNet | None]:
+    """Configuration and float32 networks of the editor in ``folder``; None: it has no such one."""
     if not folder.is_dir():
         raise UserError(f"no model at {folder}; give edge or a folder with weights")
     config = read_config(folder)
     with torch.device("meta"):  # so that there are never two copies
-        networks = (Transformer(config.transformer), build_autoencoder(config.autoencoder))
+        networks = [Transformer(config.transformer), build_autoencoder(config.autoencoder)]
+        if config.detail is not None:
+            networks.append(DetailNet(config))
     count = sum(p.numel() for network in networks for p in network.parameters())
     require_memory(f"{config.name} ({count / 1e9:.2f}B)", 4 * count, "cpu")
-    for name, network in zip(PARTS, networks, strict=True):
+    for name, network in zip(PARTS, networks, strict=False):
         path = folder / f"{name}.safetensors"
         tensors = {
             k: v.float() if v.dtype in FLOATS else v for k, v in read_safetensors(path).items()
         }
         fill(network, tensors, path, assign=True)
         network.eval().requires_grad_(False)
-    return config, *networks
+    return config, networks[0], networks[1], networks[2] if config.detail is not None else None
 
 
 def save_editor(
-    folder: Path, config: EditorConfig, transformer: nn.Module, autoencoder: nn.Module
+    folder: Path,
+    config: EditorConfig,
+    transformer: nn.Module,
+    autoencoder: nn.Module,
+    detail: DetailNet | None = None,
 ) -> None:
     """Write an editor with weights in float16 (buffers that scale latents stay float32)."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, network in zip(PARTS, (transformer, autoencoder), strict=True):
+    for name, network in zip(PARTS, (transformer, autoencoder, detail), strict=True):
+        if network is None:
+            continue
         exact = {k for k, _ in network.named_buffers()}
         tensors = {
             k: (v if k in exact else v.to(torch.float16)).contiguous()

@@ -61,6 +61,20 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class DetailConfig:
+    """The network that draws an edit once more, finely (:mod:`egoedit_ros.model.detail`).
+
+    widths: channels at 1/2, 1/4 and 1/8 of the size; blocks: at 1/8, and at 1/4 on the way back;
+    answers: colours of its own to each pixel; queries: to the text.
+    """
+
+    widths: tuple[int, int, int] = (40, 96, 192)
+    blocks: tuple[int, int] = (3, 2)
+    answers: int = 3
+    queries: int = 8
+
+
+@dataclass(frozen=True)
 class EditorConfig:
     """A whole editor: networks, text encoder and how it streams.
 
@@ -90,6 +104,7 @@ class EditorConfig:
     text_folder: str = ""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    detail: DetailConfig | None = None
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -101,7 +116,10 @@ class EditorConfig:
             values = dict(values)
             transformer = _from(TransformerConfig, values.pop("transformer"))
             autoencoder = _from(AutoencoderConfig, values.pop("autoencoder"))
-            return _from(EditorConfig, values, transformer=transformer, autoencoder=autoencoder)
+            if (detail := values.pop("detail", None)) is not None:
+                detail = _from(DetailConfig, detail)
+            parts = {"transformer": transformer, "autoencoder": autoencoder, "detail": detail}
+            return _from(EditorConfig, values, **parts)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"the model's configuration does not fit this version: {error}"
@@ -119,6 +137,7 @@ def _edge() -> EditorConfig:
         steady=(0.93, 0.87, 0.82, 0.77),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
+        detail=DetailConfig(),
     )
 
 

@@ -17,6 +17,7 @@ from egoedit_ros.model.autoencoder import Coded
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import CONFIGS, EditorConfig
+from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.model.device import no_cuda_because
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.inference import Blend, Conditioning, StepModulation, StreamTransformer
@@ -25,6 +26,7 @@ from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.stream.conditioning import TextSwitch
+from egoedit_ros.stream.detail import draw
 from egoedit_ros.stream.edges import near_sure, sharpen
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
 from egoedit_ros.stream.steady import Steadier
@@ -45,6 +47,7 @@ class EditModel:
     autoencoder: torch.nn.Module
     device: torch.device
     dtype: torch.dtype
+    detail: DetailNet | None = None
 
 
 @dataclass(slots=True)
@@ -53,7 +56,7 @@ class ChunkWork:
 
     first, index: its place in the stream; seed, context: of the instruction it is edited by.
     before: the frames just before it, where they were passed by a stateful autoencoder unseen.
-    joins: the chunk before shows the same edit.
+    joins: the chunk before shows the same edit. told: the instruction as the detail network has it.
     """
 
     frames: np.ndarray
@@ -63,6 +66,7 @@ class ChunkWork:
     context: Conditioning
     before: np.ndarray | None = None
     joins: bool = False
+    told: Tensor | None = None
     pixels: Tensor | None = None
     source: Coded | None = None
     source_before: Coded | None = None
@@ -99,10 +103,12 @@ def load_model(model: str, device: str = "auto", dtype: torch.dtype | None = Non
             f"no weights of {model} come with the package; give the folder that holds yours "
             "(docs/own_weights.md)"
         )
-    config, transformer, autoencoder = load_editor(folder)
+    config, transformer, autoencoder, detail = load_editor(folder)
     transformer = transformer.to(place, dtype)
     autoencoder = autoencoder.place(place, dtype)
-    return EditModel(config, transformer, autoencoder, place, dtype)
+    if detail is not None:
+        detail = detail.to(place, dtype, memory_format=torch.channels_last)
+    return EditModel(config, transformer, autoencoder, place, dtype, detail)
 
 
 class EditSession:
@@ -161,7 +167,9 @@ class EditSession:
             config.sink_chunks,
         )
         self._steady = Steadier(config.steady) if config.steady else None
-        self._text, self._context, self._seed = None, None, 0
+        # Drawn for one size, as nothing else here: things of another size it has never seen.
+        self._detail = model.detail if self.size == config.size else None
+        self._text, self._context, self._told, self._seed = None, None, None, 0
         self._texts = TextSwitch(blend_chunks)
         self.reset()
 
@@ -198,6 +206,8 @@ class EditSession:
         with torch.inference_mode():
             embedded = self._encode_text(text).to(self.model.device)
             self._context = self.model.transformer.text(embedded[None])
+            if self._detail is not None:
+                self._told = self._detail.read(embedded[None].to(self.model.dtype))
         self._texts.switch(self._context)
         self._text = text
 
@@ -240,6 +250,7 @@ class EditSession:
         context = self._texts.next()
         work = ChunkWork(frames, self._first, self._chunk, self._seed, context, self._skipped)
         work.joins, self._shown = context is self._shown, context
+        work.told = self._told
         self._skipped, self._has_past = None, True
         self._first = False
         self._chunk += 1
@@ -376,6 +387,11 @@ class EditSession:
         return self._finished(work)
 
     def _finished(self, work: ChunkWork) -> ChunkWork:
+        if self._detail is not None and self.preserve:
+            latents = torch.cat([work.edited, work.latents[0]], 1)
+            work.picture, work.mask = draw(
+                self._detail, work.told, work.frames, work.picture, work.mask, latents, work.first
+            )
         mask = near_sure(work.mask)
         dropped = mask != work.mask
         if self.preserve and dropped.any():

@@ -63,8 +63,10 @@ class Muon(torch.optim.Optimizer):
             for parameter, update in zip(learning, ahead, strict=True):
                 by_shape.setdefault(parameter.shape, []).append((parameter, update))
             for shape, rows in by_shape.items():
-                made = orthogonalise(torch.stack([u for _, u in rows]).to(self.dtype))
-                size = 0.2 * group["lr"] * max(shape) ** 0.5
+                # A convolution's weights are a matrix from all that a place sees to what it gives.
+                stacked = torch.stack([u.flatten(1) for _, u in rows]).to(self.dtype)
+                made = orthogonalise(stacked).unflatten(2, shape[1:])
+                size = 0.2 * group["lr"] * max(stacked.shape[1:]) ** 0.5
                 parameters = [parameter for parameter, _ in rows]
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 made = made.to(parameters[0].dtype).unbind(0)

@@ -88,10 +88,12 @@ class Part:
 def _optimizers(
     model: nn.Module, settings: TrainSettings, lr: float
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest."""
+    """AdamW for all, or Muon for the blocks' matrices and convolutions and AdamW for the rest."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     inner = {
-        n for n, p in trained if settings.optimizer == "muon" and p.ndim == 2 and "blocks." in n
+        n
+        for n, p in trained
+        if settings.optimizer == "muon" and p.ndim in (2, 4) and "blocks." in n
     }
     groups = [
         {"params": [p for n, p in trained if n not in inner and p.ndim > 1]},

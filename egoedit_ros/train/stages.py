@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from egoedit_ros.errors import UserError
-from egoedit_ros.model.config import EditorConfig, get_config
+from egoedit_ros.model.config import DetailConfig, EditorConfig, get_config
 from egoedit_ros.train.watch import Watch
 
 STAGES = {
@@ -21,6 +21,8 @@ STAGES = {
     "self_forcing": "distil on streams that the editor makes itself, through its cache",
     "rollout": "learn on streams that the editor makes itself, from the pairs' targets (in whole)",
     "decoder": "teach the decoder what the transformer gives it",
+    "detail_samples": "edits as streams make them, beside their targets, for detail",
+    "detail": "teach the detail network what edits should have looked like",
     "sample": "edit validation clips with a checkpoint: a video and figures",
     "bundle": "put the trained networks into a model folder",
     "whole": "several stages on one GPU, on clips that are rendered meanwhile",
@@ -52,11 +54,11 @@ def recipe_config(recipe: dict) -> EditorConfig:
     values = dict(model)
     base = get_config(values.pop("base", "edge"))
     try:
-        for part in ("transformer", "autoencoder"):
+        for part in ("transformer", "autoencoder", "detail"):
             inner = _tuples(values.pop(part, {}))
-            base = dataclasses.replace(
-                base, **{part: dataclasses.replace(getattr(base, part), **inner)}
-            )
+            if inner:
+                own = getattr(base, part) or DetailConfig()
+                base = dataclasses.replace(base, **{part: dataclasses.replace(own, **inner)})
         return dataclasses.replace(base, **_tuples(values))
     except TypeError as error:
         raise UserError(f"the recipe's model does not fit: {error}") from None
@@ -178,6 +180,29 @@ class _Work:
         }
         return train_decoder(settings, build(DecoderData, given | rest))
 
+    def detail_samples(self) -> Path:
+        from tqdm import tqdm
+
+        from egoedit_ros.train.detail_samples import SampleScenes, make_samples
+
+        folder = self.output / "detail_samples"
+        with tqdm(unit="scene") as bar:
+            for done, total in make_samples(folder, build(SampleScenes, self.section)):
+                bar.total = total
+                bar.update(done - bar.n)
+        return folder
+
+    def detail(self) -> Path:
+        from egoedit_ros.train.detail import DetailData, train_detail
+
+        start = self.path("start")
+        settings, rest = self.settings()
+        given = {
+            "samples": self.output / "detail_samples",
+            "autoencoder": self.output / "autoencoder.safetensors",
+        } | {k: Path(v) if k in ("samples", "autoencoder") else v for k, v in rest.items()}
+        return train_detail(settings, build(DetailData, given), start)
+
     def sample(self) -> Path:
         from egoedit_ros.train.flow import new_transformer
         from egoedit_ros.train.parallel import alone, join
@@ -199,21 +224,27 @@ class _Work:
     def bundle(self) -> Path:
         from egoedit_ros.model.autoencoder import build_autoencoder
         from egoedit_ros.model.checkpoint import fill, read_safetensors, save_editor
+        from egoedit_ros.model.detail import DetailNet
         from egoedit_ros.model.transformer import Transformer
 
+        named = {"transformer": "flow", "autoencoder": "autoencoder", "detail": None}
+        named |= {k: v for k, v in self.section.items() if k in named}
+        config = self.config
+        if named["detail"] is None:  # one that was trained on another transformer's edits is none
+            config = dataclasses.replace(config, detail=None)
+        parts = [
+            (Transformer(config.transformer), named["transformer"]),
+            (build_autoencoder(config.autoencoder), named["autoencoder"]),
+        ]
+        if config.detail is not None:
+            parts.append((DetailNet(config), named["detail"]))
         networks = []
-        for network, name in (
-            (Transformer(self.config.transformer), self.section.get("transformer", "flow")),
-            (
-                build_autoencoder(self.config.autoencoder),
-                self.section.get("autoencoder", "autoencoder"),
-            ),
-        ):
+        for network, name in parts:
             path = self.output / f"{name}.safetensors"
             fill(network, read_safetensors(path), path)
             networks.append(network)
         folder = Path(self.section.get("folder", self.output / "bundle"))
-        save_editor(folder, self.config, *networks)
+        save_editor(folder, config, *networks)
         return folder
 
     def rollout(self) -> Path:

@@ -7,7 +7,13 @@ import torch
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import load_editor, save_editor
-from egoedit_ros.model.config import AutoencoderConfig, EditorConfig, TransformerConfig
+from egoedit_ros.model.config import (
+    AutoencoderConfig,
+    DetailConfig,
+    EditorConfig,
+    TransformerConfig,
+)
+from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.model.transformer import Transformer
 
 CONFIG = EditorConfig(
@@ -28,9 +34,23 @@ def folder(tmp_path):
     return tmp_path / "tiny"
 
 
+def test_a_detail_network_comes_back_with_its_editor(tmp_path):
+    config = dataclasses.replace(CONFIG, detail=DetailConfig(widths=(8, 8, 8), blocks=(1, 1)))
+    networks = Transformer(CONFIG.transformer), EdgeAutoencoder(CONFIG.autoencoder)
+    detail = DetailNet(config)
+    save_editor(tmp_path, config, *networks, detail)
+    again, _, _, loaded = load_editor(tmp_path)
+    assert again == config
+    for mine, theirs in zip(detail.parameters(), loaded.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)  # stored in float16
+    (tmp_path / "detail.safetensors").unlink()
+    with pytest.raises(UserError, match="detail"):
+        load_editor(tmp_path)
+
+
 def test_an_editor_comes_back_as_it_was_saved(folder):
-    config, transformer, autoencoder = load_editor(folder)
-    assert config == CONFIG
+    config, transformer, autoencoder, detail = load_editor(folder)
+    assert config == CONFIG and detail is None
     assert not transformer.training and not autoencoder.training
     again = folder.parent / "again"
     save_editor(again, config, transformer, autoencoder)
@@ -82,7 +102,7 @@ def test_another_model_is_named_with_what_differs(folder):
 
 
 def test_nan_weights_are_refused(folder):
-    _, transformer, autoencoder = load_editor(folder)
+    _, transformer, autoencoder, _ = load_editor(folder)
     transformer.proj_out.weight.data[0, 0] = float("nan")
     save_editor(folder, CONFIG, transformer, autoencoder)
     with pytest.raises(UserError, match="NaN"):

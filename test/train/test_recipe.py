@@ -21,6 +21,8 @@ from egoedit_ros.train.stages import STAGES, read_recipe, recipe_config, run_sta
 # The first test waits for all stages, on machines of any speed.
 pytestmark = pytest.mark.timeout(900)
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "train"
+# Tested in test_whole.py and, the last two, in test_detail.py.
+ELSEWHERE = ("flow_whole", "whole", "rollout", "detail_samples", "detail")
 TRAINED = ("autoencoder", "flow", "dmd", "causal", "self_forcing", "decoder")
 
 
@@ -51,7 +53,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in STAGES:
-            if stage not in ("flow_whole", "whole", "rollout"):  # see test_whole.py
+            if stage not in ELSEWHERE:
                 assert main(["train", stage, "--config", str(RECIPES / "tiny.yaml")]) == 0, stage
         yield folder
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws what an edit's middle shows once more, finely: outlines that latents only hint at.
+
+A latent cell is 8x8 pixels, and what a small transformer is not sure of it draws softly. This
+network sees one picture at a time, a square around the edit: the camera's pixels, what the decoder
+made of the edit, both latents and the text. For each pixel it weighs several answers (the camera's
+colour, the decoder's, some of its own) as a mixture of Laplace distributions. Of an outline that
+could run here or there the mean of all answers is a blur; the answer that is nearest to most of the
+others is one side or the other. So edges stay edges (:func:`choose`), and where the answer is the
+camera's colour it is that to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egoedit_ros.model.config import DetailConfig, EditorConfig
+
+PLACES = 5  # a latent frame's four pictures, and the single one that begins a stream
+ALONE = 4  # the latter's place
+SURE = 0.004  # width of the answer that is the camera's own colour; of colours 0..1
+NARROWEST, WIDEST = 0.006, 0.5
+
+
+@dataclass(slots=True)
+class Answers:
+    """A mixture to each pixel. colors: ``[N, K, 3, H, W]`` in 0..1, the camera's first, then the
+    decoder's; logits: ``[N, K, H, W]``; widths: of the distributions ``[N, K, H, W]``."""
+
+    colors: Tensor
+    logits: Tensor
+    widths: Tensor
+
+
+class _Block(nn.Module):
+    """Residual; the text scales and shifts what its layers see."""
+
+    def __init__(self, width: int, text: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.text = nn.Linear(text, 2 * width)
+        for layer in (self.conv2, self.text):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        scale, shift = self.text(text)[:, :, None, None].chunk(2, 1)
+        inner = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        inner = self.conv1(inner) * (1 + scale) + shift
+        return x + self.conv2(F.silu(inner))
+
+
+def _blocks(count: int, width: int, text: int) -> nn.ModuleList:
+    return nn.ModuleList(_Block(width, text) for _ in range(count))
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, text: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, text)
+    return x
+
+
+class DetailNet(nn.Module):
+    """Weights only; all pictures are squares of one size, a multiple of 8. Letters: N pictures."""
+
+    def __init__(self, editor: EditorConfig) -> None:
+        super().__init__()
+        self.config = config = editor.detail or DetailConfig()
+        words, channels = editor.transformer.text_dim, editor.autoencoder.latent_channels
+        fine, middle, deep = config.widths
+        self.keys = nn.Linear(words, 64)
+        self.values = nn.Linear(words, 64)
+        self.queries = nn.Parameter(torch.randn(config.queries, 64) / 4)
+        text = 256
+        self.text = nn.Sequential(nn.Linear(64 * config.queries, text), nn.SiLU())
+        self.inside = nn.Conv2d(7 * 4, fine, 3, padding=1)
+        self.fine_blocks = _blocks(1, fine, text)
+        self.down1 = nn.Conv2d(4 * fine, middle, 1)
+        self.middle_blocks = _blocks(1, middle, text)
+        self.down2 = nn.Conv2d(4 * middle, deep, 1)
+        self.latents = nn.Conv2d(2 * channels, deep, 3, padding=1)
+        self.place = nn.Embedding(PLACES, deep)
+        self.deep_blocks = _blocks(config.blocks[0], deep, text)
+        self.up2 = nn.Conv2d(deep, 4 * middle, 1)
+        self.middle_back_blocks = _blocks(config.blocks[1], middle, text)
+        self.up1 = nn.Conv2d(middle, 4 * fine, 1)
+        self.fine_back_blocks = _blocks(1, fine, text)
+        # To a pixel: logits of all answers, widths of all but the camera's, its own colours.
+        own = config.answers
+        self.out = nn.Conv2d(fine, 4 * ((2 + own) + (1 + own) + 3 * own), 3, padding=1)
+        nn.init.normal_(self.out.weight, std=1e-3)
+        nn.init.zeros_(self.out.bias)
+
+    def read(self, embedded: Tensor) -> Tensor:
+        """Token embeddings ``[N, L, text_dim]`` (zeros beyond the text) to what :meth:`forward`
+        takes; once for an instruction."""
+        there = embedded.abs().amax(-1) > 0
+        weights = torch.einsum("qd,nld->nql", self.queries, self.keys(embedded))
+        weights = weights.masked_fill(~there[:, None], -1e4).softmax(-1)
+        return self.text((weights @ self.values(embedded)).flatten(1))
+
+    def forward(
+        self,
+        source: Tensor,
+        made: Tensor,
+        mask: Tensor,
+        latents: Tensor,
+        place: Tensor,
+        text: Tensor,
+    ) -> Answers:
+        """Weigh answers to each pixel.
+
+        source, made: float32 ``[N, 3, H, W]`` in 0..1; mask: ``[N, 1, H, W]``, where the decoder
+        sees an edit; latents: edited and source ``[N, 2C, H/8, W/8]``; place: of each picture in
+        its latent frame ``[N]``; text: of :meth:`read`.
+        """
+        x = torch.cat([2 * source - 1, 2 * made - 1, mask], 1)
+        x = x.to(self.inside.weight)  # the answers below keep the camera's colours exactly
+        x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        x = skip1 = _through(self.fine_blocks, self.inside(x), text)
+        x = skip2 = _through(self.middle_blocks, self.down1(F.pixel_unshuffle(x, 2)), text)
+        x = self.down2(F.pixel_unshuffle(x, 2)) + self.latents(latents)
+        x = _through(self.deep_blocks, x + self.place(place)[:, :, None, None], text)
+        x = skip2 + F.pixel_shuffle(self.up2(x), 2)
+        x = _through(self.middle_back_blocks, x, text)
+        x = skip1 + F.pixel_shuffle(self.up1(x), 2)
+        x = self.out(F.silu(_through(self.fine_back_blocks, x, text)))
+        return self._answers(F.pixel_shuffle(x.float(), 2), source, made)
+
+    def _answers(self, x: Tensor, source: Tensor, made: Tensor) -> Answers:
+        own = self.config.answers
+        logits, widths, change = x.split([2 + own, 1 + own, 3 * own], 1)
+        # Begins by believing the camera and the decoder; its own colours begin as the decoder's.
+        colors = made[:, None] + change.unflatten(1, (own, 3))
+        colors = torch.cat([source[:, None], made[:, None], colors], 1)
+        # A width of 0.05, where the network says nothing.
+        widths = (widths - 3.0).exp().clamp(NARROWEST, WIDEST)
+        sure = torch.full_like(widths[:, :1], SURE)
+        return Answers(colors, logits, torch.cat([sure, widths], 1))
+
+
+def surprise(answers: Answers, target: Tensor) -> Tensor:
+    """Negative log likelihood of ``target`` ``[N, 3, H, W]``: ``[N, H, W]``, nats a pixel."""
+    off = (answers.colors - target[:, None]).abs().sum(2)
+    inside = -off / answers.widths - 3 * (2 * answers.widths).log()
+    return -torch.logsumexp(answers.logits.log_softmax(1) + inside, 1)
+
+
+NEAR = 1.2  # summed over the colours: answers farther apart than that are as good as unlike
+RESOLVE = 14.0
+# Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
+# a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
+CAMERA_DOUBTED, DECODER_TRUSTED = 1.75, 1.5
+
+
+def choose(answers: Answers) -> Tensor:
+    """The share of each answer in what is shown ``[N, K, H, W]``.
+
+    An answer's cost is how far it is expected to be from the truth, where far is far; of the likely
+    ones what costs least is shown, and almost alone: the softness left is an edge's own over a
+    pixel.
+    """
+    logits = answers.logits.clone()
+    logits[:, 0] -= CAMERA_DOUBTED
+    logits[:, 1] += DECODER_TRUSTED
+    told = logits.log_softmax(1)
+    weights = told.exp()
+    costs = []
+    for k in range(weights.shape[1]):
+        off = (answers.colors - answers.colors[:, k : k + 1]).abs().sum(2)
+        costs.append((weights * (off / NEAR).clamp(max=1)).sum(1))
+    return (told - RESOLVE * torch.stack(costs, 1)).softmax(1)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A chunk's edit drawn once more by the detail network, in a square around it.
+
+An edit of the whole picture is left as it is: no square would hold it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egoedit_ros.model.autoencoder import CELL
+from egoedit_ros.model.detail import ALONE, DetailNet, choose
+
+SQUARES = (64, 96, 112)  # pixels a side: a small thing takes less time
+MOST = (0.03, 0.97)  # of what changes, along a side, that a square is to hold
+MARGIN = 10  # pixels beside that: what is drawn softly may reach farther
+SEAM = 8  # pixels along a square's sides over which it goes over into what was there
+WHOLE = 0.4  # share of the picture from which on an edit is one of all of it
+FAINTEST = 0.02  # share of an answer below which it is none of what is shown
+GROUP = 4  # pictures of a latent frame
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """size: of its sides; row, column: where it begins. All in pixels, multiples of a cell's."""
+
+    size: int
+    row: int
+    column: int
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        return self._slices(1)
+
+    @property
+    def cells(self) -> tuple[slice, slice]:
+        return self._slices(CELL)
+
+    def _slices(self, unit: int) -> tuple[slice, slice]:
+        return tuple(slice(b // unit, (b + self.size) // unit) for b in (self.row, self.column))
+
+
+def square_around(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Square | None:
+    """The least of ``SQUARES`` that holds most of what is edited in any picture of a chunk, or the
+    greatest that fits; None: nothing is edited, or the picture is smaller than any.
+
+    source, made: uint8 ``[n, h, w, 3]``; mask: uint8 ``[n, h, w]``.
+    """
+    change = (np.abs(made.astype(np.int16) - source).sum(-1) * (mask > 0)).sum(0)
+    fitting = [size for size in SQUARES if size <= min(change.shape)]
+    if not fitting or not change.any():
+        return None
+    spans = []
+    for axis in (1, 0):
+        share = np.cumsum(change.sum(axis, dtype=np.float64))
+        spans.append(np.searchsorted(share, share[-1] * np.array(MOST)))
+    extent = max(high - low for low, high in spans) + 2 * MARGIN
+    size = next((s for s in fitting if s >= extent), fitting[-1])
+    begins = []
+    for (low, high), length in zip(spans, change.shape, strict=True):
+        begin = round(((low + high) - size) / 2 / CELL) * CELL
+        begins.append(int(min(max(begin, 0), (length - size) // CELL * CELL)))
+    return Square(size, *begins)
+
+
+@torch.inference_mode()
+def draw(
+    net: DetailNet,
+    told: Tensor,
+    source: np.ndarray,
+    made: np.ndarray,
+    mask: np.ndarray,
+    latents: Tensor,
+    first: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A chunk's pictures and mask with the square around the edit drawn anew.
+
+    told: the instruction, of :meth:`DetailNet.read`; source, made: uint8 ``[n, h, w, 3]`` rgb;
+    mask: uint8 ``[n, h, w]``; latents: edited and source ``[F, 2C, h/8, w/8]``; first: the chunk
+    begins its stream, with a latent frame of one picture.
+    """
+    if (mask > 127).mean() > WHOLE:
+        return made, mask
+    square = square_around(source, made, mask)
+    if square is None:
+        return made, mask
+    box = square.pixels
+    where = [i + (GROUP - 1) * first for i in range(len(source))]
+    frame = [i // GROUP for i in where]
+    place = [ALONE if first and i == 0 else p % GROUP for i, p in enumerate(where)]
+    weight = net.inside.weight
+    pixels = [_tensor(x[:, *box], weight.device) for x in (source, made, mask[..., None])]
+    answers = net(
+        *pixels,
+        latents[frame][:, :, *square.cells].to(weight),
+        torch.tensor(place, device=weight.device),
+        told,
+    )
+    shares = choose(answers)
+    shares = torch.where(shares < FAINTEST, 0, shares)
+    shares = shares / shares.sum(1, keepdim=True)
+    shown = (shares[:, :, None] * answers.colors).sum(1).mul(255).clamp(0, 255)
+    seen = 255 * (1 - shares[:, 0])
+    seam = torch.from_numpy(_seam(square, mask.shape[1:])).to(seen)
+    shown = shown.permute(0, 2, 3, 1).cpu().numpy()
+    made, mask, inside = made.copy(), mask.copy(), (slice(None), *box)
+    share = seam.cpu().numpy()
+    for old, new, part in ((made, shown, share[..., None]), (mask, seen.cpu().numpy(), share)):
+        was = old[inside].astype(np.float32)
+        old[inside] = np.rint(was + part * (new - was)).astype(np.uint8)
+    return made, mask
+
+
+def _tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 ``[n, h, w, c]`` to float32 ``[n, c, h, w]`` in 0..1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def _seam(square: Square, size: tuple[int, int]) -> np.ndarray:
+    """How far the square counts, pixel by pixel: 1, but towards sides inside of the picture 0."""
+    ramps = []
+    rise = (np.arange(SEAM, dtype=np.float32) + 0.5) / SEAM
+    for begin, length in zip((square.row, square.column), size, strict=True):
+        ramp = np.ones(square.size, np.float32)
+        if begin > 0:
+            ramp[:SEAM] = rise
+        if begin + square.size < length:
+            ramp[-SEAM:] = rise[::-1]
+        ramps.append(ramp)
+    return np.minimum.outer(ramps[0], ramps[1])

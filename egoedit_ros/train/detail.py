@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``detail``: teach the detail network what edits should have looked like, pixel by pixel.
+
+It learns from squares of edits as streams make them (:mod:`egoedit_ros.train.detail_samples`), by
+the likelihood of the target's colours under its answers (:mod:`egoedit_ros.model.detail`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import CELL, EdgeAutoencoder
+from egoedit_ros.model.checkpoint import fill, read_safetensors
+from egoedit_ros.model.detail import ALONE, DetailNet, choose, surprise
+from egoedit_ros.model.text import get_text_encoder
+from egoedit_ros.stream.detail import SQUARES, Square, square_around
+from egoedit_ros.train.autoencoder import EDITED
+from egoedit_ros.train.latents import SIDES, load_frozen
+from egoedit_ros.train.loop import Trainer, TrainSettings
+
+FARTHEST = 1  # cells that a square may be off where the stream would have it
+PICTURES = ("source", "target", "made", "mask")
+
+
+@dataclass(frozen=True)
+class DetailData:
+    """samples: the folder of stage ``detail_samples``; autoencoder: whose latents they are.
+    edited_weight: of pixels near the edit, beside 1 for all."""
+
+    samples: Path
+    autoencoder: Path
+    batch: int = 16
+    edited_weight: float = 4.0
+
+
+class DetailSamples:
+    """All samples of a folder, in memory. Pictures uint8 ``[M, S, S, ...]``, latents float16
+    ``[K, 2C, S/8, S/8]``; rows ``[M, 3]``: latent frame, place in it, text."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise UserError(f"no samples in {folder}; run the stage detail_samples first")
+        parts: dict[str, list] = {name: [] for name in (*PICTURES, "latents", "rows")}
+        self.texts: list[str] = []
+        self.tasks: list[str] = []
+        frames = 0
+        for path in paths:
+            with safe_open(path, "np") as file:
+                told = json.loads(file.metadata()["texts"])
+                for name in PICTURES:
+                    parts[name].append(file.get_tensor(name))
+                both = [file.get_tensor(name) for name in ("edited", "before")]
+                rows = file.get_tensor("place")
+            rows = rows + np.array([frames, 0, len(self.texts)])
+            rows[rows[:, 1] < 0, 1] = ALONE
+            parts["rows"].append(rows)
+            parts["latents"].append(np.concatenate(both, 1))
+            frames += len(both[0])
+            self.tasks += [task for task, _ in told]
+            self.texts += [text for _, text in told]
+        for name, values in parts.items():
+            setattr(self, name, np.concatenate(values))
+            values.clear()
+        self.sided = np.array([bool(SIDES.search(text)) for text in self.texts])
+        self.squares = [self._square(frame) for frame in self._frames()]
+        self.by_size = {size: [] for size in SQUARES}
+        for index, frame in enumerate(self.rows[:, 0]):
+            self.by_size[self.squares[frame].size].append(index)
+
+    def _frames(self) -> list[slice]:
+        """Of each latent frame its pictures, which follow each other."""
+        ends = np.searchsorted(self.rows[:, 0], np.arange(self.rows[-1, 0] + 2))
+        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def _square(self, frame: slice) -> Square:
+        return square_around(self.source[frame], self.made[frame], self.mask[frame])
+
+
+def mirror_latents(model: EdgeAutoencoder, latents: Tensor) -> Tensor:
+    """Latents ``[N, C, h, w]`` of the mirrored picture, as far as they tell it."""
+    mean, std = (x[:, None, None] for x in (model.latents_mean, model.latents_std))
+    cells = torch.einsum("ck,nchw->nkhw", model.basis, latents * std + mean)
+    cells = cells.unflatten(1, (-1, CELL)).flip(2, -1).flatten(1, 2)
+    return (torch.einsum("ck,nkhw->nchw", model.basis, cells) - mean) / std
+
+
+class DetailStep:
+    """One batch of squares: what their targets' colours are worth under the answers."""
+
+    def __init__(self, model: DetailNet, settings: TrainSettings, data: DetailData) -> None:
+        config = settings.editor
+        self.model, self.data = model, data
+        self.samples = DetailSamples(data.samples)
+        self.autoencoder = load_frozen(data.autoencoder, config).float()
+        encode = get_text_encoder(config.text_encoder, config.transformer.text_len)
+        # Held once for every wording.
+        self.text = {text: encode(text).half() for text in dict.fromkeys(self.samples.texts)}
+
+    def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Squares of one size, about where a stream would have them, half of them mirrored."""
+        samples = self.samples
+        counts = np.array([len(of) for of in samples.by_size.values()])
+        size = SQUARES[rng.choice(len(SQUARES), p=counts / counts.sum())]
+        chosen = rng.choice(samples.by_size[size], self.data.batch)
+        mirrored, plain = [], []
+        for index in chosen:
+            side = rng.random() < 0.5 and not samples.sided[samples.rows[index, 2]]
+            (mirrored if side else plain).append(index)
+        parts = [
+            self.cut(which, flip, rng)
+            for which, flip in ((plain, False), (mirrored, True))
+            if which
+        ]
+        return {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+
+    def cut(self, which: list[int], flip: bool, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Samples as tensors, a cell farther up, down or to a side than a stream's at most."""
+        s = self.samples
+        most = s.source.shape[1]
+        out: dict[str, list] = {k: [] for k in (*PICTURES, "latents")}
+        for index in which:
+            own = s.squares[s.rows[index, 0]]
+            begins = [
+                int(np.clip(b + CELL * rng.integers(-FARTHEST, FARTHEST + 1), 0, most - own.size))
+                for b in (own.row, own.column)
+            ]
+            square = Square(own.size, *begins)
+            for name in PICTURES:
+                out[name].append(torch.from_numpy(getattr(s, name)[index][square.pixels]))
+            latents = s.latents[s.rows[index, 0]][:, *square.cells]
+            out["latents"].append(torch.from_numpy(latents).float())
+        got = {k: torch.stack(v) for k, v in out.items()}
+        got["mask"] = got["mask"][:, None].float() / 255
+        for name in ("source", "target", "made"):
+            got[name] = got[name].permute(0, 3, 1, 2).float() / 255
+        rows = s.rows[which]
+        got["place"] = torch.from_numpy(rows[:, 1])
+        got["embedded"] = torch.stack([self.text[s.texts[i]].float() for i in rows[:, 2]])
+        if flip:
+            for name in PICTURES:
+                got[name] = got[name].flip(-1)
+            channels = got["latents"].shape[1] // 2
+            halves = got["latents"].split(channels, 1)
+            got["latents"] = torch.cat([mirror_latents(self.autoencoder, h) for h in halves], 1)
+        return got
+
+    def __call__(
+        self, rng: np.random.Generator, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return detail_loss(self.model, self.batch(rng), self.data.edited_weight)
+
+
+def answer(model: DetailNet, batch: dict[str, Tensor]):
+    """The network's answers to a batch."""
+    return model(
+        batch["source"], batch["made"], batch["mask"], batch["latents"], batch["place"],
+        model.read(batch["embedded"]),
+    )  # fmt: skip
+
+
+def detail_loss(
+    model: DetailNet, batch: dict[str, Tensor], edited_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Surprise, more of it near the edit; gains of what would be shown over what was made."""
+    answers = answer(model, batch)
+    source, target, made = batch["source"], batch["target"], batch["made"]
+    edited = ((source - target).abs().amax(1) > EDITED / 2).float()
+    near = F.max_pool2d(edited[:, None], 9, stride=1, padding=4)[:, 0]
+    weight = 1 + edited_weight * torch.maximum(near, (batch["mask"][:, 0] > 0).float())
+    loss = (surprise(answers, target) * weight).sum() / weight.sum()
+    with torch.no_grad():
+        shown = (choose(answers)[:, :, None] * answers.colors).sum(1)
+        before = ((source - target).square().sum(1) * edited).sum().clamp(min=1e-6)
+        gain = 1 - ((shown - target).square().sum(1) * edited).sum() / before
+        had = 1 - ((made - target).square().sum(1) * edited).sum() / before
+    return loss, {"gain": gain, "had": had}
+
+
+def train_detail(settings: TrainSettings, data: DetailData, start: Path | None = None) -> Path:
+    """Run the stage; the checkpoint is a :class:`DetailNet`."""
+    torch.manual_seed(settings.seed)
+    model = DetailNet(settings.editor).to(memory_format=torch.channels_last)
+    if start is not None:
+        fill(model, read_safetensors(start), start)
+    step = DetailStep(model, settings, data)
+    return Trainer(model, settings, step, data={"data": data.__dict__}).run()

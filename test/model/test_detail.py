@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the detail network shows: one answer and no mean of several, the camera's to the bit."""
+
+import torch
+from runtime_support import small_config
+
+from egoedit_ros.model.config import DetailConfig
+from egoedit_ros.model.detail import ALONE, PLACES, Answers, DetailNet, choose, surprise
+
+SMALL = small_config(detail=DetailConfig(widths=(8, 16, 16), blocks=(1, 1)))
+
+
+def _answers(colors, logits):
+    """One pixel with these grey answers; the camera's and the decoder's are as good as none."""
+    colors, logits = [0.5, 0.5, *colors], [-20.0, -20.0, *logits]
+    shape = (1, len(colors), 3, 1, 1)
+    colors = torch.tensor(colors)[None, :, None, None, None].expand(shape)
+    logits = torch.tensor(logits)[None, :, None, None]
+    return Answers(colors, logits, torch.full_like(logits, 0.02))
+
+
+def _shown(answers):
+    return float((choose(answers)[:, :, None] * answers.colors).sum(1).mean())
+
+
+def test_of_two_likely_colours_one_is_shown_and_not_their_mean():
+    answers = _answers([0.1, 0.9, 0.5], [1.0, 1.6, -3.0])
+    weights = answers.logits.softmax(1)[:, :, None]
+    mean = float((weights * answers.colors).sum(1).mean())
+    assert 0.4 < mean < 0.65
+    assert _shown(answers) > 0.85
+
+
+def test_answers_that_are_alike_count_together():
+    """One answer has most weight, but three that agree have more."""
+    assert _shown(_answers([0.1, 0.85, 0.9, 0.95], [1.0, 0.6, 0.6, 0.6])) > 0.8
+
+
+def test_a_target_is_less_surprising_where_it_is_expected():
+    answers = _answers([0.1, 0.9], [0.0, 2.0])
+    at = {v: float(surprise(answers, torch.full((1, 3, 1, 1), v))) for v in (0.9, 0.1, 0.5)}
+    assert at[0.9] < at[0.1] < at[0.5]
+
+
+def _inputs(count, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    source, made = (torch.rand(count, 3, 32, 32, generator=rng) for _ in range(2))
+    mask = torch.rand(count, 1, 32, 32, generator=rng)
+    latents = torch.randn(count, 16, 4, 4, generator=rng)
+    return source, made, mask, latents, torch.arange(count) % PLACES
+
+
+def test_a_network_that_has_learnt_nothing_shows_what_the_decoder_made():
+    torch.manual_seed(0)
+    net = DetailNet(SMALL)
+    source, made, *rest = _inputs(2)
+    answers = net(source, made, *rest, net.read(torch.randn(2, 8, 384)))
+    assert answers.colors.shape == (2, 5, 3, 32, 32)
+    assert torch.equal(answers.colors[:, 0], source) and torch.equal(answers.colors[:, 1], made)
+    shown = (choose(answers)[:, :, None] * answers.colors).sum(1)
+    assert (shown - made).abs().mean() < 0.05 < (shown - source).abs().mean()
+
+
+def test_what_is_beyond_a_text_does_not_count():
+    torch.manual_seed(0)
+    net = DetailNet(SMALL)
+    words = torch.randn(1, 3, 384)
+    padded = torch.cat([words, torch.zeros(1, 5, 384)], 1)
+    torch.testing.assert_close(net.read(words), net.read(padded))
+    assert not torch.allclose(net.read(words), net.read(words.flip(-1)))
+
+
+def test_each_picture_is_drawn_by_its_own_place_and_text():
+    torch.manual_seed(0)
+    net = DetailNet(SMALL)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    source, made, mask, latents, _ = _inputs(1)
+    told = [net.read(torch.randn(1, 8, 384)) for _ in range(2)]
+
+    def drawn(place, text):
+        return net(source, made, mask, latents, torch.tensor([place]), text).logits
+
+    assert not torch.allclose(drawn(0, told[0]), drawn(ALONE, told[0]))
+    assert not torch.allclose(drawn(0, told[0]), drawn(0, told[1]))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages ``detail_samples`` and ``detail``: squares of edits, and a network that learns of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.autoencoder import EdgeAutoencoder
+from egoedit_ros.model.checkpoint import read_safetensors
+from egoedit_ros.model.config import AutoencoderConfig, DetailConfig, get_config
+from egoedit_ros.stream.edit_session import BUNDLED
+from egoedit_ros.train.detail import DetailData, DetailSamples, mirror_latents, train_detail
+from egoedit_ros.train.detail_samples import SampleScenes, make_samples
+from egoedit_ros.train.loop import TrainSettings
+
+AUTOENCODER = BUNDLED / "edge" / "autoencoder.safetensors"
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    assert list(make_samples(folder, SampleScenes(seeds=[[7, 2]], workers=1)))[-1] == (2, 2)
+    return folder
+
+
+def test_samples_are_squares_of_edits_beside_their_targets(samples):
+    paths = sorted(samples.glob("*"))
+    assert [p.name for p in paths] == ["7.safetensors", "8.safetensors"]
+    with safe_open(paths[0], "np") as file:
+        told = json.loads(file.metadata()["texts"])
+        source, target, made = (file.get_tensor(k) for k in ("source", "target", "made"))
+    assert {"replace", "remove", "recolour"} <= {task for task, _ in told}
+    assert source.shape == target.shape == made.shape and source.shape[1:] == (128, 128, 3)
+    edited = np.abs(source.astype(int) - target).max(-1) > 12
+    errors = [((x.astype(int) - target) ** 2)[edited].mean() for x in (source, made)]
+    assert errors[1] < 0.5 * errors[0]  # they are edits, and beside the right targets
+    mtimes = [p.stat().st_mtime_ns for p in paths]
+    list(make_samples(samples, SampleScenes(seeds=[[7, 2]], workers=1)))
+    assert [p.stat().st_mtime_ns for p in paths] == mtimes  # what is there is not made again
+
+
+@pytest.mark.parametrize("seeds", [[[999_999, 2]], [], [[5, 0]], [7], "7"])
+def test_seeds_that_are_for_evaluation_or_none_are_refused(tmp_path, seeds):
+    with pytest.raises(UserError, match="seeds"):
+        next(make_samples(tmp_path / "none", SampleScenes(seeds=seeds)))
+
+
+def test_a_network_learns_from_them(samples, tmp_path):
+    small = DetailConfig(widths=(8, 16, 16), blocks=(1, 1))
+    config = dataclasses.replace(get_config("edge"), detail=small)
+    data = DetailData(samples, AUTOENCODER, batch=4)
+    common = {"stage": "detail", "lr": 1e-3, "warmup": 1, "log_every": 1, "optimizer": "muon"}
+    common |= {"schedule": "constant", "config": config, "bf16": False}
+    train_detail(TrainSettings(tmp_path / "a", steps=40, save_every=20, **common), data)
+    rows = [json.loads(x) for x in (tmp_path / "a" / "detail.log.jsonl").read_text().splitlines()]
+    assert np.mean([r["loss"] for r in rows[-10:]]) < np.mean([r["loss"] for r in rows[:5]]) - 0.2
+    weights = read_safetensors(tmp_path / "a" / "detail.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_without_samples_it_says_which_stage_makes_them(tmp_path):
+    with pytest.raises(UserError, match="run the stage detail_samples first"):
+        DetailSamples(tmp_path)
+
+
+def test_mirrored_latents_are_those_of_the_mirrored_picture():
+    """Of a code that keeps all of smooth pictures."""
+    torch.manual_seed(0)
+    model = EdgeAutoencoder(AutoencoderConfig(latent_channels=32, width=16, deep_width=16))
+    grid = torch.linspace(0, 6, 48)
+    waves = [torch.sin(grid * f + p) for f, p in torch.rand(24, 2) * 2]
+    films = torch.stack([a[:, None] * b for a, b in zip(waves, waves[::-1], strict=True)])
+    films = films[:, None, None].expand(-1, 4, 3, -1, -1).contiguous()
+    model.fit(films)
+    coded, mirrored = (model.encode(x, fine=False).latents for x in (films, films.flip(-1)))
+    made = mirror_latents(model, coded)
+    assert (made - mirrored).square().mean() < 1e-3 * mirrored.square().mean()
+    assert (coded - mirrored).square().mean() > 0.1 * mirrored.square().mean()
