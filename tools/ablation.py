@@ -195,13 +195,15 @@ def _measure(
 
 def limits(given: argparse.Namespace) -> None:
     """A model's streams beside its autoencoder alone, which gets the target's own latents."""
+    import torch
+
     from egoedit_ros.bench.simulator_metrics import mean_of, score_clip
     from egoedit_ros.bench.simulator_suite import stream_clip
     from egoedit_ros.data.sim.render import Simulator
     from egoedit_ros.data.sim.scene import draw_edits, draw_scene
     from egoedit_ros.stream.edit_session import EditSession, load_model
 
-    model = load_model(given.model, "cpu")
+    model = load_model(given.model, "cpu", torch.float32)  # _exact() encodes in it
     session, simulator = EditSession(model), Simulator()
     rows: dict[str, list[dict]] = {"streams": [], "exact latents": []}
     tasks: list[str] = []

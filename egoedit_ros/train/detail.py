@@ -102,7 +102,7 @@ class DetailStep:
         config = settings.editor
         self.model, self.data = model, data
         self.samples = DetailSamples(data.samples)
-        self.autoencoder = load_frozen(data.autoencoder, config).float()
+        self.autoencoder = load_frozen(data.autoencoder, config, dtype=torch.float32)
         encode = get_text_encoder(config.text_encoder, config.transformer.text_len)
         # Held once for every wording.
         self.text = {text: encode(text).half() for text in dict.fromkeys(self.samples.texts)}

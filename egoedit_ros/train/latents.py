@@ -95,8 +95,11 @@ def edited_cells(source: np.ndarray, target: np.ndarray, cell: int = 8) -> Tenso
     return torch.from_numpy(frames.reshape(f, h // cell, cell, w // cell, cell).any((2, 4)))
 
 
-def load_frozen(path: Path, config: EditorConfig, device: str = "cpu") -> nn.Module:
-    """The trained autoencoder, on a CPU in what that is fast at; a folder is Wan's, in float32."""
+def load_frozen(
+    path: Path, config: EditorConfig, device: str = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The trained autoencoder in ``dtype``, if none is given on a CPU in what that is fast at; a
+    folder is Wan's, in float32."""
     if config.autoencoder.kind != "edge":
         from egoedit_ros.model.wan_autoencoder import read_wan_autoencoder
 
@@ -105,7 +108,9 @@ def load_frozen(path: Path, config: EditorConfig, device: str = "cpu") -> nn.Mod
         return read_wan_autoencoder(path, device=device)
     model = EdgeAutoencoder(config.autoencoder).eval().requires_grad_(False)
     fill(model, read_safetensors(path), path)
-    return model.place(torch.device(device), best_dtype() if device == "cpu" else torch.float32)
+    if dtype is None:
+        dtype = best_dtype() if device == "cpu" else torch.float32
+    return model.place(torch.device(device), dtype)
 
 
 def require_same_makers(

@@ -221,7 +221,7 @@ def train_rollout(
     config, group = settings.editor, join(settings.device)
     alone(group, settings.stage)
     model = new_transformer(config, start, group)
-    autoencoder = load_frozen(given.autoencoder, config, str(group.device)).float()
+    autoencoder = load_frozen(given.autoencoder, config, str(group.device), torch.float32)
     if given.with_decoder:
         if not given.pixels:
             raise UserError("with_decoder learns from pixels; give them a weight")
@@ -298,7 +298,7 @@ class Validation:
     ) -> None:
         self.clips, self.config, self.most = clips, config, most
         device = str(clips.device)
-        self.autoencoder = load_frozen(autoencoder, config, device).float()
+        self.autoencoder = load_frozen(autoencoder, config, device, torch.float32)
         clips.encode_with(load_frozen(autoencoder, config, device))
 
     @torch.no_grad()

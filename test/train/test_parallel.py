@@ -39,6 +39,7 @@ def _recipe(folder, output, steps=4, schedule="cosine", every=1):
     common = {
         "steps": steps, "batch": 4, "frames": 3, "crop": 0, "warmup": 1, "lr": 0.003,
         "log_every": 1, "save_every": 2, "device": "cpu", "start": start, "schedule": schedule,
+        "bf16": False,
     }  # fmt: skip
     distil = {"teacher": start, "guidance": 2.0, "critic_steps": every, "recompute": True}
     return tiny_recipe(folder, output) | {
