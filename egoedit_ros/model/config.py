@@ -65,13 +65,15 @@ class DetailConfig:
     """The network that draws an edit once more, finely (:mod:`egoedit_ros.model.detail`).
 
     widths: channels at 1/2, 1/4 and 1/8 of the size; blocks: at 1/8, and at 1/4 on the way back;
-    answers: colours of its own to each pixel; queries: to the text.
+    answers: colours of its own to each pixel; queries: to the text; told: numbers that the text
+    comes to.
     """
 
     widths: tuple[int, int, int] = (40, 96, 192)
     blocks: tuple[int, int] = (3, 2)
     answers: int = 3
     queries: int = 8
+    told: int = 128
 
 
 @dataclass(frozen=True)

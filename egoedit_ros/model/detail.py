@@ -77,7 +77,7 @@ class DetailNet(nn.Module):
         self.keys = nn.Linear(words, 64)
         self.values = nn.Linear(words, 64)
         self.queries = nn.Parameter(torch.randn(config.queries, 64) / 4)
-        text = 256
+        text = config.told
         self.text = nn.Sequential(nn.Linear(64 * config.queries, text), nn.SiLU())
         self.inside = nn.Conv2d(7 * 4, fine, 3, padding=1)
         self.fine_blocks = _blocks(1, fine, text)

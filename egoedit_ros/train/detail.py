@@ -8,7 +8,7 @@ the likelihood of the target's colours under its answers (:mod:`egoedit_ros.mode
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,19 @@ from torch import Tensor
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import CELL, EdgeAutoencoder
 from egoedit_ros.model.checkpoint import fill, read_safetensors
+from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.detail import ALONE, DetailNet, choose, surprise
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.stream.detail import SQUARES, Square, square_around
 from egoedit_ros.train.autoencoder import EDITED
+from egoedit_ros.train.detail_samples import SQUARE
 from egoedit_ros.train.latents import SIDES, load_frozen
 from egoedit_ros.train.loop import Trainer, TrainSettings
+from egoedit_ros.train.narrow import narrow_text
 
 FARTHEST = 1  # cells that a square may be off where the stream would have it
 PICTURES = ("source", "target", "made", "mask")
+MIDDLE = Square(SQUARES[0], *[(SQUARE - SQUARES[0]) // 2] * 2)  # where a stream would have none
 
 
 @dataclass(frozen=True)
@@ -42,49 +46,58 @@ class DetailData:
 
 
 class DetailSamples:
-    """All samples of a folder, in memory. Pictures uint8 ``[M, S, S, ...]``, latents float16
-    ``[K, 2C, S/8, S/8]``; rows ``[M, 3]``: latent frame, place in it, text."""
+    """All samples of a folder, in memory: of each what a square may come to lie over.
+
+    pictures: by name, uint8 ``[S, S, ...]`` each; rows ``[M, 3]``: of each picture its latent
+    frame, its place there, its text. Of each latent frame, latents: float16 ``[2C, S/8, S/8]``;
+    squares: where in these a stream would have its own.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise UserError(f"no samples in {folder}; run the stage detail_samples first")
-        parts: dict[str, list] = {name: [] for name in (*PICTURES, "latents", "rows")}
+        self.pictures: dict[str, list[np.ndarray]] = {name: [] for name in PICTURES}
+        self.latents: list[np.ndarray] = []
+        self.squares: list[Square] = []
         self.texts: list[str] = []
         self.tasks: list[str] = []
-        frames = 0
-        for path in paths:
-            with safe_open(path, "np") as file:
-                told = json.loads(file.metadata()["texts"])
-                for name in PICTURES:
-                    parts[name].append(file.get_tensor(name))
-                both = [file.get_tensor(name) for name in ("edited", "before")]
-                rows = file.get_tensor("place")
-            rows = rows + np.array([frames, 0, len(self.texts)])
-            rows[rows[:, 1] < 0, 1] = ALONE
-            parts["rows"].append(rows)
-            parts["latents"].append(np.concatenate(both, 1))
-            frames += len(both[0])
-            self.tasks += [task for task, _ in told]
-            self.texts += [text for _, text in told]
-        for name, values in parts.items():
-            setattr(self, name, np.concatenate(values))
-            values.clear()
+        self.rows = np.concatenate([self._read(path) for path in paths])
         self.sided = np.array([bool(SIDES.search(text)) for text in self.texts])
-        self.squares = [self._square(frame) for frame in self._frames()]
         self.by_size = {size: [] for size in SQUARES}
         for index, frame in enumerate(self.rows[:, 0]):
             self.by_size[self.squares[frame].size].append(index)
 
-    def _frames(self) -> list[slice]:
-        """Of each latent frame its pictures, which follow each other."""
-        ends = np.searchsorted(self.rows[:, 0], np.arange(self.rows[-1, 0] + 2))
-        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    def _read(self, path: Path) -> np.ndarray:
+        """Add a scene's samples; its rows."""
+        from safetensors import safe_open
 
-    def _square(self, frame: slice) -> Square:
-        return square_around(self.source[frame], self.made[frame], self.mask[frame])
+        with safe_open(path, "np") as file:
+            told = json.loads(file.metadata()["texts"])
+            pictures = {name: file.get_tensor(name) for name in PICTURES}
+            latents = np.concatenate([file.get_tensor(n) for n in ("edited", "before")], 1)
+            rows = file.get_tensor("place")
+        # The pictures of a latent frame follow each other.
+        ends = np.searchsorted(rows[:, 0], np.arange(len(latents) + 1))
+        rows = rows + np.array([len(self.squares), 0, len(self.texts)])
+        rows[rows[:, 1] < 0, 1] = ALONE
+        for of, begin, end in zip(latents, ends[:-1], ends[1:], strict=True):
+            films = {name: film[begin:end] for name, film in pictures.items()}
+            own = square_around(films["source"], films["made"], films["mask"]) or MIDDLE
+            self.squares.append(self._keep(films, of, own))
+        self.tasks += [task for task, _ in told]
+        self.texts += [text for _, text in told]
+        return rows
+
+    def _keep(self, films: dict[str, np.ndarray], latents: np.ndarray, own: Square) -> Square:
+        """Keep what is at most FARTHEST cells around a square; the square's place in that."""
+        most, room = films["source"].shape[1], own.size + 2 * FARTHEST * CELL
+        row, column = (min(max(b - FARTHEST * CELL, 0), most - room) for b in (own.row, own.column))
+        around = Square(room, row, column)
+        for name, film in films.items():
+            self.pictures[name] += list(film[:, *around.pixels].copy())
+        self.latents.append(latents[:, *around.cells].copy())
+        return Square(own.size, own.row - row, own.column - column)
 
 
 def mirror_latents(model: EdgeAutoencoder, latents: Tensor) -> Tensor:
@@ -127,18 +140,18 @@ class DetailStep:
     def cut(self, which: list[int], flip: bool, rng: np.random.Generator) -> dict[str, Tensor]:
         """Samples as tensors, a cell farther up, down or to a side than a stream's at most."""
         s = self.samples
-        most = s.source.shape[1]
         out: dict[str, list] = {k: [] for k in (*PICTURES, "latents")}
         for index in which:
-            own = s.squares[s.rows[index, 0]]
+            frame = s.rows[index, 0]
+            own, most = s.squares[frame], len(s.pictures["source"][index])
             begins = [
                 int(np.clip(b + CELL * rng.integers(-FARTHEST, FARTHEST + 1), 0, most - own.size))
                 for b in (own.row, own.column)
             ]
             square = Square(own.size, *begins)
             for name in PICTURES:
-                out[name].append(torch.from_numpy(getattr(s, name)[index][square.pixels]))
-            latents = s.latents[s.rows[index, 0]][:, *square.cells]
+                out[name].append(torch.from_numpy(s.pictures[name][index][square.pixels]))
+            latents = s.latents[frame][:, *square.cells]
             out["latents"].append(torch.from_numpy(latents).float())
         got = {k: torch.stack(v) for k, v in out.items()}
         got["mask"] = got["mask"][:, None].float() / 255
@@ -188,10 +201,27 @@ def detail_loss(
 
 
 def train_detail(settings: TrainSettings, data: DetailData, start: Path | None = None) -> Path:
-    """Run the stage; the checkpoint is a :class:`DetailNet`."""
+    """Run the stage; the checkpoint is a :class:`DetailNet`.
+
+    start: weights to begin from; they may be of a network with more ``told`` to its text.
+    """
     torch.manual_seed(settings.seed)
     model = DetailNet(settings.editor).to(memory_format=torch.channels_last)
-    if start is not None:
-        fill(model, read_safetensors(start), start)
     step = DetailStep(model, settings, data)
+    if start is not None:
+        _begin_from(model, start, settings.editor, step.text)
     return Trainer(model, settings, step, data={"data": data.__dict__}).run()
+
+
+def _begin_from(
+    model: DetailNet, start: Path, config: EditorConfig, texts: dict[str, Tensor]
+) -> None:
+    weights = read_safetensors(start)
+    had = len(weights.get("text.0.bias", ()))
+    if had <= model.config.told:
+        fill(model, weights, start)
+        return
+    wide = DetailNet(replace(config, detail=replace(model.config, told=had)))
+    fill(wide, weights, start)
+    known = torch.stack(list(texts.values()))
+    narrow_text(wide, model, (part.float() for part in known.split(64)))

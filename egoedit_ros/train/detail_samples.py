@@ -2,9 +2,10 @@
 """Stage ``detail_samples``: edits as streams make them, beside their targets, for stage ``detail``.
 
 Each scene is filmed for five pictures, a stream's first two latent frames, in the states of
-:mod:`egoedit_ros.data.sim.crossed` and with one other edit; the editor edits some of the pairs.
-What is kept of each is a square around the edit: source, target, what the decoder made, its mask,
-and both latents.
+:mod:`egoedit_ros.data.sim.crossed` and with one other edit; the editor edits some of the pairs. (Or
+for the first picture alone: four pictures of a latent frame are much alike, and for what they take
+there is time for two more scenes.) What is kept of each is a square around the edit: source,
+target, what the decoder made, its mask, and both latents.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ NUMBER_OF_RANDOM = 77  # names the stream of what is picked
 
 @dataclass(frozen=True)
 class SampleScenes:
-    """model: the editor whose edits these are; seeds: rows of (first, count)."""
+    """model: the editor whose edits these are; seeds: rows of (first, count); frames: 5 or 1."""
 
     model: str = "edge"
     seeds: tuple = ((300_000, 1000),)
+    frames: int = FRAMES
     workers: int | None = None
 
     def all(self) -> list[int]:
@@ -52,6 +54,8 @@ class SampleScenes:
                 f"detail_samples: seeds is {self.seeds!r}; give rows of [first, count] below "
                 f"{EVALUATION_SEED}, from where on they are for evaluation"
             )
+        if self.frames not in (1, FRAMES):
+            raise UserError(f"detail_samples: frames is {self.frames!r}; give 1 or {FRAMES}")
         return seeds
 
 
@@ -73,13 +77,13 @@ def draw_jobs(scene: Scene) -> tuple[list[Edit], list[tuple[int, int, str, str, 
     return edits, [(*job, int(rng.integers(1000))) for job in picked]
 
 
-def _write(simulator, session, folder: Path, seed: int) -> None:
+def _write(simulator, session, folder: Path, seed: int, frames: int) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     scene = draw_scene(seed, FRAMES / 16)
     edits, jobs = draw_jobs(scene)
-    clip = simulator.render_clip(scene, edits, FRAMES)
+    clip = simulator.render_clip(scene, edits, frames)
     films = [clip.source, *clip.targets]
     kept: dict[str, list] = {}
     for number, (a, b, _, text, noise) in enumerate(jobs):
@@ -100,7 +104,7 @@ def _edited(session, source, target, text: str, seed: int, number: int, kept: di
     """Edit one film and add its squares to ``kept``."""
     session.reset()
     session.set_instruction(text, seed)
-    for inside in (slice(0, 1), slice(1, FRAMES)):
+    for inside in (slice(0, 1), slice(1, FRAMES))[: len(source)]:
         work = session.begin(np.ascontiguousarray(source[inside]))
         for stage in ("ingest", "encode", "denoise", "decode"):
             work = getattr(session, stage)(work)
@@ -144,13 +148,13 @@ def _work(setting: tuple, seeds: list[int], put) -> None:
     from egoedit_ros.data.sim.render import Simulator
     from egoedit_ros.stream.edit_session import EditSession, load_model
 
-    folder, name = setting
+    folder, name, frames = setting
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model = load_model(name)
     session, simulator = EditSession(model), Simulator(*model.config.size)
     for seed in seeds:
-        _write(simulator, session, folder, seed)
+        _write(simulator, session, folder, seed, frames)
         put(seed)
 
 
@@ -162,6 +166,7 @@ def make_samples(folder: Path, scenes: SampleScenes) -> Iterator[tuple[int, int]
     done = len(seeds) - len(missing)
     yield done, len(seeds)
     if missing:
-        for _ in run_crew(_work, (folder, scenes.model), missing, scenes.workers, "samples"):
+        setting = (folder, scenes.model, scenes.frames)
+        for _ in run_crew(_work, setting, missing, scenes.workers, "samples"):
             done += 1
             yield done, len(seeds)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import read_safetensors
 from egoedit_ros.model.config import AutoencoderConfig, DetailConfig, get_config
+from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.stream.edit_session import BUNDLED
 from egoedit_ros.train.detail import DetailData, DetailSamples, mirror_latents, train_detail
 from egoedit_ros.train.detail_samples import SampleScenes, make_samples
@@ -44,6 +46,23 @@ def test_samples_are_squares_of_edits_beside_their_targets(samples):
     assert [p.stat().st_mtime_ns for p in paths] == mtimes  # what is there is not made again
 
 
+def test_a_film_of_one_picture_is_the_first_of_the_longer_one(samples, tmp_path):
+    list(make_samples(tmp_path, SampleScenes(seeds=[[7, 1]], frames=1, workers=1)))
+    with safe_open(tmp_path / "7.safetensors", "np") as short:
+        with safe_open(samples / "7.safetensors", "np") as long:
+            whole = long.get_tensor("place")
+            first = whole[:, 1] < 0
+            assert 0 < first.sum() < len(whole)
+            for name in ("source", "target", "made", "mask"):
+                assert np.array_equal(short.get_tensor(name), long.get_tensor(name)[first])
+            for name in ("edited", "before"):
+                frames = whole[first, 0]
+                assert np.array_equal(short.get_tensor(name), long.get_tensor(name)[frames])
+    assert len(DetailSamples(tmp_path).rows) == first.sum()
+    with pytest.raises(UserError, match="frames"):
+        next(make_samples(tmp_path / "none", SampleScenes(seeds=[[7, 1]], frames=3)))
+
+
 @pytest.mark.parametrize("seeds", [[[999_999, 2]], [], [[5, 0]], [7], "7"])
 def test_seeds_that_are_for_evaluation_or_none_are_refused(tmp_path, seeds):
     with pytest.raises(UserError, match="seeds"):
@@ -61,6 +80,23 @@ def test_a_network_learns_from_them(samples, tmp_path):
     assert np.mean([r["loss"] for r in rows[-10:]]) < np.mean([r["loss"] for r in rows[:5]]) - 0.2
     weights = read_safetensors(tmp_path / "a" / "detail.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_it_goes_on_from_a_network_that_tells_its_text_by_more_numbers(samples, tmp_path):
+    small = DetailConfig(widths=(8, 16, 16), blocks=(1, 1), told=12)
+    wide = dataclasses.replace(get_config("edge"), detail=dataclasses.replace(small, told=24))
+    torch.manual_seed(0)
+    start = tmp_path / "wide.safetensors"
+    given = {k: v.contiguous() for k, v in DetailNet(wide).state_dict().items()}
+    save_file(given, start)
+    settings = TrainSettings(
+        tmp_path / "on", "detail", steps=1, lr=1e-9, warmup=1, bf16=False,
+        config=dataclasses.replace(wide, detail=small),
+    )  # fmt: skip
+    made = train_detail(settings, DetailData(samples, AUTOENCODER, batch=2), start)
+    got = read_safetensors(made)
+    assert got["text.0.weight"].shape[0] == 12
+    assert torch.allclose(got["inside.weight"].float(), given["inside.weight"], atol=1e-3)
 
 
 def test_without_samples_it_says_which_stage_makes_them(tmp_path):
