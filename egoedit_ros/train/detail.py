@@ -8,9 +8,11 @@ the likelihood of the target's colours under its answers (:mod:`egoedit_ros.mode
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,8 @@ from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.narrow import narrow_text
 
 FARTHEST = 1  # cells that a square may be off where the stream would have it
+ROOM = 2  # cells kept around it: what comes into sight when it is seen from another place
+TURN, NEARER, MOVED = 12.0, 0.25, 6.0  # of another place: degrees, log of the scale, pixels
 PICTURES = ("source", "target", "made", "mask")
 MIDDLE = Square(SQUARES[0], *[(SQUARE - SQUARES[0]) // 2] * 2)  # where a stream would have none
 
@@ -43,6 +47,7 @@ class DetailData:
     autoencoder: Path
     batch: int = 16
     edited_weight: float = 4.0
+    warped: float = 0.0
 
 
 class DetailSamples:
@@ -50,7 +55,7 @@ class DetailSamples:
 
     pictures: by name, uint8 ``[S, S, ...]`` each; rows ``[M, 3]``: of each picture its latent
     frame, its place there, its text. Of each latent frame, latents: float16 ``[2C, S/8, S/8]``;
-    squares: where in these a stream would have its own.
+    squares: where in these a stream would have its own; frames: which pictures are of it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,6 +65,7 @@ class DetailSamples:
         self.pictures: dict[str, list[np.ndarray]] = {name: [] for name in PICTURES}
         self.latents: list[np.ndarray] = []
         self.squares: list[Square] = []
+        self.frames: list[slice] = []
         self.texts: list[str] = []
         self.tasks: list[str] = []
         self.rows = np.concatenate([self._read(path) for path in paths])
@@ -90,14 +96,47 @@ class DetailSamples:
         return rows
 
     def _keep(self, films: dict[str, np.ndarray], latents: np.ndarray, own: Square) -> Square:
-        """Keep what is at most FARTHEST cells around a square; the square's place in that."""
-        most, room = films["source"].shape[1], own.size + 2 * FARTHEST * CELL
-        row, column = (min(max(b - FARTHEST * CELL, 0), most - room) for b in (own.row, own.column))
-        around = Square(room, row, column)
+        """Keep what is at most ROOM cells around a square; the square's place in that."""
+        most = films["source"].shape[1]
+        size = min(own.size + 2 * ROOM * CELL, most)
+        row, column = (min(max(b - ROOM * CELL, 0), most - size) for b in (own.row, own.column))
+        around = Square(size, row, column)
+        begin = len(self.pictures["source"])
         for name, film in films.items():
             self.pictures[name] += list(film[:, *around.pixels].copy())
+        self.frames.append(slice(begin, len(self.pictures["source"])))
         self.latents.append(latents[:, *around.cells].copy())
         return Square(own.size, own.row - row, own.column - column)
+
+
+def warp(films: dict[str, np.ndarray], own: Square, rng: np.random.Generator) -> dict:
+    """A latent frame's pictures as if seen from another place, by name: uint8 ``[n, s, s, ...]``.
+
+    The middle of ``own`` comes to lie near the middle; beyond the pictures' sides they are
+    mirrored.
+    """
+    half = own.size / 2 - 0.5
+    matrix = cv2.getRotationMatrix2D(
+        (own.column + half, own.row + half),
+        rng.uniform(-TURN, TURN),
+        math.exp(rng.uniform(-NEARER, NEARER)),
+    )
+    matrix[:, 2] += rng.uniform(-MOVED, MOVED, 2) - (own.column, own.row)
+    return {
+        name: np.stack(
+            [
+                cv2.warpAffine(
+                    picture,
+                    matrix,
+                    (own.size, own.size),
+                    flags=cv2.INTER_LINEAR if name == "mask" else cv2.INTER_CUBIC,
+                    borderMode=cv2.BORDER_REFLECT_101,
+                )
+                for picture in film
+            ]
+        )  # fmt: skip
+        for name, film in films.items()
+    }
 
 
 def mirror_latents(model: EdgeAutoencoder, latents: Tensor) -> Tensor:
@@ -138,21 +177,16 @@ class DetailStep:
         return {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
 
     def cut(self, which: list[int], flip: bool, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Samples as tensors, a cell farther up, down or to a side than a stream's at most."""
+        """Samples as tensors: a cell farther up, down or to a side than a stream's at most, or as
+        seen from another place."""
         s = self.samples
         out: dict[str, list] = {k: [] for k in (*PICTURES, "latents")}
         for index in which:
-            frame = s.rows[index, 0]
-            own, most = s.squares[frame], len(s.pictures["source"][index])
-            begins = [
-                int(np.clip(b + CELL * rng.integers(-FARTHEST, FARTHEST + 1), 0, most - own.size))
-                for b in (own.row, own.column)
-            ]
-            square = Square(own.size, *begins)
-            for name in PICTURES:
-                out[name].append(torch.from_numpy(s.pictures[name][index][square.pixels]))
-            latents = s.latents[frame][:, *square.cells]
-            out["latents"].append(torch.from_numpy(latents).float())
+            warped = self.data.warped and rng.random() < self.data.warped
+            pictures, latents = (self._warped if warped else self._moved)(index, rng)
+            for name, picture in pictures.items():
+                out[name].append(torch.from_numpy(picture))
+            out["latents"].append(latents)
         got = {k: torch.stack(v) for k, v in out.items()}
         got["mask"] = got["mask"][:, None].float() / 255
         for name in ("source", "target", "made"):
@@ -167,6 +201,29 @@ class DetailStep:
             halves = got["latents"].split(channels, 1)
             got["latents"] = torch.cat([mirror_latents(self.autoencoder, h) for h in halves], 1)
         return got
+
+    def _moved(self, index: int, rng: np.random.Generator) -> tuple[dict, Tensor]:
+        s = self.samples
+        frame = s.rows[index, 0]
+        own, most = s.squares[frame], len(s.pictures["source"][index])
+        begins = [
+            int(np.clip(b + CELL * rng.integers(-FARTHEST, FARTHEST + 1), 0, most - own.size))
+            for b in (own.row, own.column)
+        ]
+        square = Square(own.size, *begins)
+        pictures = {name: s.pictures[name][index][square.pixels] for name in PICTURES}
+        return pictures, torch.from_numpy(s.latents[frame][:, *square.cells]).float()
+
+    def _warped(self, index: int, rng: np.random.Generator) -> tuple[dict, Tensor]:
+        s = self.samples
+        frame = s.rows[index, 0]
+        of = s.frames[frame]
+        films = {name: np.stack(s.pictures[name][of]) for name in PICTURES}
+        films = warp(films, s.squares[frame], rng)
+        both = torch.from_numpy(np.stack([films["made"], films["source"]])).permute(0, 1, 4, 2, 3)
+        coded = self.autoencoder.encode(both.float() / 127.5 - 1, fine=False)
+        pictures = {name: film[index - of.start] for name, film in films.items()}
+        return pictures, coded.latents.flatten(0, 1)
 
     def __call__(
         self, rng: np.random.Generator, noise: torch.Generator

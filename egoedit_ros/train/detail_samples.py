@@ -36,27 +36,33 @@ NUMBER_OF_RANDOM = 77  # names the stream of what is picked
 
 @dataclass(frozen=True)
 class SampleScenes:
-    """model: the editor whose edits these are; seeds: rows of (first, count); frames: 5 or 1."""
+    """model: the editor whose edits these are; seeds: rows of (first, count); singles: the same, of
+    scenes that are filmed for one picture."""
 
     model: str = "edge"
     seeds: tuple = ((300_000, 1000),)
-    frames: int = FRAMES
+    singles: tuple = ()
     workers: int | None = None
 
-    def all(self) -> list[int]:
-        """The seeds. Raises UserError for none, and for those that are kept for evaluation."""
-        try:
-            seeds = [first + i for first, count in self.seeds for i in range(count)]
-        except (TypeError, ValueError):
-            seeds = []
-        if not seeds or min(seeds) < 0 or max(seeds) >= EVALUATION_SEED:
-            raise UserError(
-                f"detail_samples: seeds is {self.seeds!r}; give rows of [first, count] below "
-                f"{EVALUATION_SEED}, from where on they are for evaluation"
-            )
-        if self.frames not in (1, FRAMES):
-            raise UserError(f"detail_samples: frames is {self.frames!r}; give 1 or {FRAMES}")
-        return seeds
+    def all(self) -> dict[int, int]:
+        """How many pictures each seed's scene is filmed for. Raises UserError for no seed, and for
+        those that are kept for evaluation."""
+        frames = {}
+        for rows, count in ((self.seeds, FRAMES), (self.singles, 1)):
+            try:
+                frames |= {first + i: count for first, number in rows for i in range(number)}
+            except (TypeError, ValueError):
+                raise self._unfit(rows) from None
+        if not frames or min(frames) < 0 or max(frames) >= EVALUATION_SEED:
+            raise self._unfit((*self.seeds, *self.singles))
+        return frames
+
+    @staticmethod
+    def _unfit(rows: object) -> UserError:
+        return UserError(
+            f"detail_samples: seeds and singles are {rows!r}; give rows of [first, count] below "
+            f"{EVALUATION_SEED}, from where on they are for evaluation"
+        )
 
 
 def draw_jobs(scene: Scene) -> tuple[list[Edit], list[tuple[int, int, str, str, int]]]:
@@ -142,31 +148,30 @@ def _corner(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> list[int]
     return corner
 
 
-def _work(setting: tuple, seeds: list[int], put) -> None:
+def _work(setting: tuple, scenes: list[tuple[int, int]], put) -> None:
     import torch
 
     from egoedit_ros.data.sim.render import Simulator
     from egoedit_ros.stream.edit_session import EditSession, load_model
 
-    folder, name, frames = setting
+    folder, name = setting
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model = load_model(name)
     session, simulator = EditSession(model), Simulator(*model.config.size)
-    for seed in seeds:
+    for seed, frames in scenes:
         _write(simulator, session, folder, seed, frames)
         put(seed)
 
 
 def make_samples(folder: Path, scenes: SampleScenes) -> Iterator[tuple[int, int]]:
     """Write the missing scenes' samples, one file a scene; yields (done, of)."""
-    seeds = scenes.all()
+    frames = scenes.all()
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [s for s in seeds if not (folder / f"{s}.safetensors").exists()]
-    done = len(seeds) - len(missing)
-    yield done, len(seeds)
+    missing = [s for s in frames.items() if not (folder / f"{s[0]}.safetensors").exists()]
+    done = len(frames) - len(missing)
+    yield done, len(frames)
     if missing:
-        setting = (folder, scenes.model, scenes.frames)
-        for _ in run_crew(_work, setting, missing, scenes.workers, "samples"):
+        for _ in run_crew(_work, (folder, scenes.model), missing, scenes.workers, "samples"):
             done += 1
-            yield done, len(seeds)
+            yield done, len(frames)

@@ -14,9 +14,15 @@ from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import read_safetensors
 from egoedit_ros.model.config import AutoencoderConfig, DetailConfig, get_config
-from egoedit_ros.model.detail import DetailNet
+from egoedit_ros.model.detail import ALONE, DetailNet
 from egoedit_ros.stream.edit_session import BUNDLED
-from egoedit_ros.train.detail import DetailData, DetailSamples, mirror_latents, train_detail
+from egoedit_ros.train.detail import (
+    DetailData,
+    DetailSamples,
+    DetailStep,
+    mirror_latents,
+    train_detail,
+)
 from egoedit_ros.train.detail_samples import SampleScenes, make_samples
 from egoedit_ros.train.loop import TrainSettings
 
@@ -47,7 +53,7 @@ def test_samples_are_squares_of_edits_beside_their_targets(samples):
 
 
 def test_a_film_of_one_picture_is_the_first_of_the_longer_one(samples, tmp_path):
-    list(make_samples(tmp_path, SampleScenes(seeds=[[7, 1]], frames=1, workers=1)))
+    list(make_samples(tmp_path, SampleScenes(seeds=[], singles=[[7, 1]], workers=1)))
     with safe_open(tmp_path / "7.safetensors", "np") as short:
         with safe_open(samples / "7.safetensors", "np") as long:
             whole = long.get_tensor("place")
@@ -59,14 +65,14 @@ def test_a_film_of_one_picture_is_the_first_of_the_longer_one(samples, tmp_path)
                 frames = whole[first, 0]
                 assert np.array_equal(short.get_tensor(name), long.get_tensor(name)[frames])
     assert len(DetailSamples(tmp_path).rows) == first.sum()
-    with pytest.raises(UserError, match="frames"):
-        next(make_samples(tmp_path / "none", SampleScenes(seeds=[[7, 1]], frames=3)))
 
 
 @pytest.mark.parametrize("seeds", [[[999_999, 2]], [], [[5, 0]], [7], "7"])
 def test_seeds_that_are_for_evaluation_or_none_are_refused(tmp_path, seeds):
     with pytest.raises(UserError, match="seeds"):
         next(make_samples(tmp_path / "none", SampleScenes(seeds=seeds)))
+    with pytest.raises(UserError, match="singles"):
+        next(make_samples(tmp_path / "none", SampleScenes(seeds=[], singles=seeds)))
 
 
 def test_a_network_learns_from_them(samples, tmp_path):
@@ -97,6 +103,39 @@ def test_it_goes_on_from_a_network_that_tells_its_text_by_more_numbers(samples, 
     got = read_safetensors(made)
     assert got["text.0.weight"].shape[0] == 12
     assert torch.allclose(got["inside.weight"].float(), given["inside.weight"], atol=1e-3)
+
+
+def test_seen_from_another_place_all_pictures_are_turned_alike(samples):
+    data = DetailData(samples, AUTOENCODER, batch=8, warped=1.0)
+    settings = TrainSettings(samples, "detail", steps=1, config=get_config("edge"), bf16=False)
+    step = DetailStep(None, settings, data)
+    rng = np.random.default_rng(2)
+    plain = DetailStep(None, settings, dataclasses.replace(data, warped=0.0))
+    which = [i for i in range(0, len(step.samples.rows), 7)][:8]
+    size = step.samples.squares[step.samples.rows[which[0], 0]].size
+    which = [i for i in which if i in step.samples.by_size[size]]
+    near, far = plain.cut(which, False, rng), step.cut(which, False, rng)
+    assert {k: v.shape for k, v in far.items()} == {k: v.shape for k, v in near.items()}
+    assert (far["source"] - near["source"]).abs().mean() > 0.02
+    # What the edit leaves alone is left alone still, and the source's latents are of its picture.
+    outside = (far["mask"] == 0).expand(-1, 3, -1, -1)
+    assert (far["made"] - far["source"])[outside].abs().mean() < 0.004
+    channels = far["latents"].shape[1] // 2
+    single = far["place"] == ALONE
+    coded = step.autoencoder.encode(2 * far["source"][single][:, None] - 1, fine=False).latents
+    assert single.any() and torch.allclose(coded, far["latents"][single][:, channels:], atol=1e-3)
+
+
+def test_latents_made_anew_of_an_unturned_picture_are_the_streams_own(samples):
+    data = DetailData(samples, AUTOENCODER)
+    settings = TrainSettings(samples, "detail", steps=1, config=get_config("edge"), bf16=False)
+    step = DetailStep(None, settings, data)
+    own, frame = step.samples.squares[0], step.samples.frames[0]
+    film = np.stack(step.samples.pictures["source"][frame])[:, *own.pixels]
+    pixels = torch.from_numpy(film)[None].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    coded = step.autoencoder.encode(pixels, fine=False).latents[0]
+    kept = torch.from_numpy(step.samples.latents[0][:, *own.cells]).float()[len(coded) :]
+    assert (coded - kept).abs().mean() < 0.02 < kept.abs().mean()
 
 
 def test_without_samples_it_says_which_stage_makes_them(tmp_path):
