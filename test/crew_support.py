@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 
 from egoedit_ros.data.clip import StoredClip, write_stored
+from egoedit_ros.data.crew import run_crew
 from egoedit_ros.errors import UserError
 
 
@@ -28,3 +32,16 @@ def half_then_die(folder, jobs, put):
 def refuse(line, jobs, put):
     """End with a UserError."""
     raise UserError(line)
+
+
+def tell_and_wait(folder, jobs, put):
+    """Leave the process's number in a file, and work for ever."""
+    part = folder / "part"
+    part.write_text(str(os.getpid()))
+    part.rename(folder / "pid")
+    while True:
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":  # a parent that a test can kill
+    list(run_crew(tell_and_wait, Path(sys.argv[1]), [0], 1))

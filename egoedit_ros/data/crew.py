@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty
@@ -25,6 +26,7 @@ class _Failure:
 
 def _run(work: Work, setting: Any, jobs: list, queue: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(setting, jobs, queue.put)
     except UserError as error:
@@ -33,6 +35,12 @@ def _run(work: Work, setting: Any, jobs: list, queue: Any) -> None:
         queue.put(_Failure(f"{error.strerror or error}; free space or mend it, then run it again"))
     except Exception as error:
         queue.put(_Failure(f"{type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end us: nobody would wait for what we make."""
+    mp.parent_process().join()
+    os._exit(1)
 
 
 def run_crew(

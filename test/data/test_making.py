@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithmic edits of footage, made by processes that may die."""
 
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import crew_support
 import numpy as np
 import pytest
 from crew_support import half_then_die, refuse
@@ -131,6 +135,31 @@ def test_a_worker_that_dies_gives_one_line_and_what_it_wrote_is_kept(tmp_path):
     assert [read_clip(p).seed for p in sorted(tmp_path.glob("*.safetensors"))] == [0, 1]
     with pytest.raises(UserError, match="^no room left$"):
         list(run_crew(refuse, "no room left", [1], 1))
+
+
+def test_of_a_parent_that_is_killed_no_worker_stays_behind(tmp_path):
+    parent = subprocess.Popen([sys.executable, crew_support.__file__, str(tmp_path)])
+    assert _comes((tmp_path / "pid").exists, 60)
+    worker = int((tmp_path / "pid").read_text())
+    os.kill(worker, 0)  # it is there
+    parent.kill()
+    parent.wait()
+    assert _comes(lambda: not _lives(worker), 30)
+
+
+def _comes(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def _lives(process):
+    """Whether it runs: an ended one that nobody waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_a_clip_without_a_hand_and_of_odd_width_comes_back(tmp_path):
