@@ -136,7 +136,7 @@ def _from(kind: type, values: dict, **more):
 def _edge() -> EditorConfig:
     return EditorConfig(
         window_chunks=1,
-        steady=(0.93, 0.87, 0.82, 0.77),
+        steady=(0.75, 0.75, 0.75, 0.75),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
         detail=DetailConfig(),

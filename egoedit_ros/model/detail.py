@@ -156,7 +156,7 @@ NEAR = 1.2  # summed over the colours: answers farther apart than that are as go
 RESOLVE = 14.0
 # Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
 # a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
-CAMERA_DOUBTED, DECODER_TRUSTED = 1.75, 1.5
+CAMERA_DOUBTED, DECODER_TRUSTED = 1.5, 1.0
 
 
 def choose(answers: Answers) -> Tensor:
