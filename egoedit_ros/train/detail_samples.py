@@ -3,9 +3,9 @@
 
 Each scene is filmed for five pictures, a stream's first two latent frames, in the states of
 :mod:`egoedit_ros.data.sim.crossed` and with one other edit; the editor edits some of the pairs. (Or
-for the first picture alone: four pictures of a latent frame are much alike, and for what they take
-there is time for two more scenes.) What is kept of each is a square around the edit: source,
-target, what the decoder made, its mask, and both latents.
+for the first picture alone: four pictures of a latent frame are much alike, and one takes two
+fifths of the time of five.) What is kept of each is a square around the edit: source, target, what
+the decoder made, its mask, and both latents.
 """
 
 from __future__ import annotations
