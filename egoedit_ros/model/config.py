@@ -65,15 +65,20 @@ class DetailConfig:
     """The network that draws an edit once more, finely (:mod:`egoedit_ros.model.detail`).
 
     widths: channels at 1/2, 1/4 and 1/8 of the size; blocks: at 1/8, and at 1/4 on the way back;
-    answers: colours of its own to each pixel; queries: to the text; told: numbers that the text
-    comes to.
+    fine_blocks: at 1/2 on the way back; answers: colours of its own to each pixel; queries: to the
+    text; told: numbers that the text comes to; cells: of latents along a side that a cell sees (1
+    or 3); forms: of things that it knows by heart (:mod:`egoedit_ros.model.forms`); 0: none, nor
+    where things are.
     """
 
     widths: tuple[int, int, int] = (40, 96, 192)
     blocks: tuple[int, int] = (3, 2)
+    fine_blocks: int = 1
     answers: int = 3
     queries: int = 8
     told: int = 128
+    cells: int = 3
+    forms: int = 0
 
 
 @dataclass(frozen=True)

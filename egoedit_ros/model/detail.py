@@ -4,36 +4,50 @@
 A latent cell is 8x8 pixels, and what a small transformer is not sure of it draws softly. This
 network sees one picture at a time, a square around the edit: the camera's pixels, what the decoder
 made of the edit, both latents and the text. For each pixel it weighs several answers (the camera's
-colour, the decoder's, some of its own) as a mixture of Laplace distributions. Of an outline that
-could run here or there the mean of all answers is a blur; the answer that is nearest to most of the
-others is one side or the other. So edges stay edges (:func:`choose`), and where the answer is the
-camera's colour it is that to the bit.
+colour, the decoder's, some of its own, and what the forms have there that it knows by heart,
+:mod:`egoedit_ros.model.forms`) as a mixture of Laplace distributions. Of an outline that could run
+here or there the mean of all answers is a blur; the answer that is nearest to most of the others is
+one side or the other. So edges stay edges (:func:`choose`), and where the answer is the camera's
+colour it is that to the bit.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egoedit_ros.model.autoencoder import CELL
 from egoedit_ros.model.config import DetailConfig, EditorConfig
+from egoedit_ros.model.forms import SEEN, Forms, outside, relit
+from egoedit_ros.model.pose import FRAME
 
+BODIES = 2  # answers of forms: the thing's, the hand's
 PLACES = 5  # a latent frame's four pictures, and the single one that begins a stream
 ALONE = 4  # the latter's place
 SURE = 0.004  # width of the answer that is the camera's own colour; of colours 0..1
+UNHEARD = 10.0  # nats by which a form's answer is unlikely outside of it, before the network speaks
 NARROWEST, WIDEST = 0.006, 0.5
 
 
 @dataclass(slots=True)
 class Answers:
     """A mixture to each pixel. colors: ``[N, K, 3, H, W]`` in 0..1, the camera's first, then the
-    decoder's; logits: ``[N, K, H, W]``; widths: of the distributions ``[N, K, H, W]``."""
+    decoder's, at last, where forms are known, the thing's and the hand's; logits: ``[N, K, H, W]``;
+    widths: of the distributions ``[N, K, H, W]``.
+
+    pose: where the network takes the thing and the hand to be (:mod:`egoedit_ros.model.pose`),
+    ``[N, POSE]``; kinds: of what form it takes the thing to be, and last that there is none: logits
+    ``[N, forms + 1]``. Both None where it knows no forms."""
 
     colors: Tensor
     logits: Tensor
     widths: Tensor
+    pose: Tensor | None = None
+    kinds: Tensor | None = None
 
 
 class _Block(nn.Module):
@@ -66,6 +80,56 @@ def _through(blocks: nn.ModuleList, x: Tensor, text: Tensor) -> Tensor:
     return x
 
 
+class _FormHead(nn.Module):
+    """What is seen of forms decides between answers: at half the size, added to what was said."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        inner = 48
+        self.inside = nn.Conv2d(SEEN + width + 7 * 4, inner, 3, padding=1)
+        self.layer = nn.Conv2d(inner, inner, 3, padding=1)
+        self.out = nn.Conv2d(inner, out, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, seen: Tensor, x: Tensor, pixels: Tensor) -> Tensor:
+        x = self.inside(torch.cat([seen, _normed(x), pixels], 1))
+        x = self.layer(F.silu(_normed(x)))
+        return self.out(F.silu(_normed(x)))
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
+
+
+class _PoseHead(nn.Module):
+    """Each cell says where it takes the two bodies to be, and how much it is to be heeded."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner, out = 96, 2 * FRAME + 1 + 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, inner, 1), nn.SiLU(), nn.Conv2d(inner, inner, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(inner, out, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``[N, C, h, w]`` of cells to poses ``[N, POSE]``."""
+        said = self.layers(_normed(x)).float().flatten(2)
+        heeded = said[:, -2:].softmax(-1)
+        middle = [torch.arange(n, device=x.device) * CELL + (CELL - 1) / 2 for n in x.shape[2:]]
+        rows, columns = torch.meshgrid(*middle, indexing="ij")
+        cell = torch.stack([columns, rows]).flatten(1)
+        parts = []
+        for body in range(2):
+            at, along, line = said[:, body * FRAME : (body + 1) * FRAME].split([2, 6, 3], 1)
+            told = torch.cat([cell + CELL * at, CELL * along, line], 1)
+            told = (told * heeded[:, body, None]).sum(-1)
+            parts += [told[:, :8], F.normalize(told[:, 8:], dim=-1)]
+        curl = (said[:, 2 * FRAME] * heeded[:, 1]).sum(-1, keepdim=True)
+        return torch.cat([*parts, curl], 1)
+
+
 class DetailNet(nn.Module):
     """Weights only; all pictures are squares of one size, a multiple of 8. Letters: N pictures."""
 
@@ -84,18 +148,23 @@ class DetailNet(nn.Module):
         self.down1 = nn.Conv2d(4 * fine, middle, 1)
         self.middle_blocks = _blocks(1, middle, text)
         self.down2 = nn.Conv2d(4 * middle, deep, 1)
-        self.latents = nn.Conv2d(2 * channels, deep, 3, padding=1)
+        self.latents = nn.Conv2d(2 * channels, deep, config.cells, padding=config.cells // 2)
         self.place = nn.Embedding(PLACES, deep)
         self.deep_blocks = _blocks(config.blocks[0], deep, text)
         self.up2 = nn.Conv2d(deep, 4 * middle, 1)
         self.middle_back_blocks = _blocks(config.blocks[1], middle, text)
         self.up1 = nn.Conv2d(middle, 4 * fine, 1)
-        self.fine_back_blocks = _blocks(1, fine, text)
+        self.fine_back_blocks = _blocks(config.fine_blocks, fine, text)
         # To a pixel: logits of all answers, widths of all but the camera's, its own colours.
         own = config.answers
         self.out = nn.Conv2d(fine, 4 * ((2 + own) + (1 + own) + 3 * own), 3, padding=1)
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
+        if config.forms:
+            self.pose = _PoseHead(deep)
+            self.kinds = nn.Linear(text, config.forms + 1)
+            self.forms = Forms(config)
+            self.form_head = _FormHead(fine, self.out.out_channels + 4 * 2 * BODIES)
 
     def read(self, embedded: Tensor) -> Tensor:
         """Token embeddings ``[N, L, text_dim]`` (zeros beyond the text) to what :meth:`forward`
@@ -113,36 +182,77 @@ class DetailNet(nn.Module):
         latents: Tensor,
         place: Tensor,
         text: Tensor,
+        pose: Tensor | None = None,
+        kinds: Tensor | None = None,
     ) -> Answers:
         """Weigh answers to each pixel.
 
         source, made: float32 ``[N, 3, H, W]`` in 0..1; mask: ``[N, 1, H, W]``, where the decoder
         sees an edit; latents: edited and source ``[N, 2C, H/8, W/8]``; place: of each picture in
-        its latent frame ``[N]``; text: of :meth:`read`.
+        its latent frame ``[N]``; text: of :meth:`read`; pose: where the bodies are, ``[N, POSE]``
+        float32, instead of where the network takes them to be; kinds: likewise, ``[N, forms + 1]``.
         """
         x = torch.cat([2 * source - 1, 2 * made - 1, mask], 1)
         x = x.to(self.inside.weight)  # the answers below keep the camera's colours exactly
-        x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
-        x = skip1 = _through(self.fine_blocks, self.inside(x), text)
+        pixels = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        x = skip1 = _through(self.fine_blocks, self.inside(pixels), text)
         x = skip2 = _through(self.middle_blocks, self.down1(F.pixel_unshuffle(x, 2)), text)
         x = self.down2(F.pixel_unshuffle(x, 2)) + self.latents(latents)
         x = _through(self.deep_blocks, x + self.place(place)[:, :, None, None], text)
+        pose, kinds, seen = self._look(x, text, skip1.shape[2:], pose, kinds)
         x = skip2 + F.pixel_shuffle(self.up2(x), 2)
         x = _through(self.middle_back_blocks, x, text)
         x = skip1 + F.pixel_shuffle(self.up1(x), 2)
-        x = self.out(F.silu(_through(self.fine_back_blocks, x, text)))
-        return self._answers(F.pixel_shuffle(x.float(), 2), source, made)
+        x = _through(self.fine_back_blocks, x, text)
+        said = self.out(F.silu(x))
+        bodies = None
+        if seen is not None:
+            more = self.form_head(seen, x, pixels)
+            own = said.shape[1]
+            said = torch.cat([said + more[:, :own], more[:, own:]], 1)
+            with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
+                bodies = relit(seen.float(), source, made, mask), outside(seen.float())
+        colors, logits, widths = self._mixture(
+            F.pixel_shuffle(said.float(), 2), source, made, bodies
+        )
+        return Answers(colors, logits, widths, pose, kinds)
 
-    def _answers(self, x: Tensor, source: Tensor, made: Tensor) -> Answers:
+    def _look(
+        self,
+        x: Tensor,
+        text: Tensor,
+        size: tuple[int, int],
+        pose: Tensor | None,
+        kinds: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """Where it takes the bodies to be and of what form, and what is seen of these there, or of
+        what is known."""
+        if not self.config.forms:
+            return None, None, None
+        told = self.pose(x), self.kinds(text).float()
+        # What is drawn does not teach where things are and of what form: that is known.
+        pose = told[0].detach() if pose is None else pose
+        kinds = told[1].detach().softmax(-1) if kinds is None else kinds
+        return *told, self.forms(pose, kinds, size, 2).to(x)
+
+    def _mixture(
+        self, x: Tensor, source: Tensor, made: Tensor, bodies: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, ...]:
         own = self.config.answers
-        logits, widths, change = x.split([2 + own, 1 + own, 3 * own], 1)
+        logits, widths, change, of_bodies = x.split(
+            [2 + own, 1 + own, 3 * own, x.shape[1] - 3 - 5 * own], 1
+        )
         # Begins by believing the camera and the decoder; its own colours begin as the decoder's.
         colors = made[:, None] + change.unflatten(1, (own, 3))
         colors = torch.cat([source[:, None], made[:, None], colors], 1)
+        if bodies is not None:
+            colors = torch.cat([colors, bodies[0]], 1)
+            logits = torch.cat([logits, of_bodies[:, :BODIES] - UNHEARD * bodies[1]], 1)
+            widths = torch.cat([widths, of_bodies[:, BODIES:]], 1)
         # A width of 0.05, where the network says nothing.
         widths = (widths - 3.0).exp().clamp(NARROWEST, WIDEST)
         sure = torch.full_like(widths[:, :1], SURE)
-        return Answers(colors, logits, torch.cat([sure, widths], 1))
+        return colors, logits, torch.cat([sure, widths], 1)
 
 
 def surprise(answers: Answers, target: Tensor) -> Tensor:
@@ -157,10 +267,12 @@ RESOLVE = 14.0
 # Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
 # a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
 CAMERA_DOUBTED, DECODER_TRUSTED = 1.5, 1.0
+# And of what a form has in its place: all of it is seen, or none.
+FORMS_TRUSTED = 0.5
 
 
 def choose(answers: Answers) -> Tensor:
-    """The share of each answer in what is shown ``[N, K, H, W]``.
+    """The share of each answer in what is shown ``[N, K, H, W]``; logits change by what is above.
 
     An answer's cost is how far it is expected to be from the truth, where far is far; of the likely
     ones what costs least is shown, and almost alone: the softness left is an edge's own over a
@@ -169,10 +281,13 @@ def choose(answers: Answers) -> Tensor:
     logits = answers.logits.clone()
     logits[:, 0] -= CAMERA_DOUBTED
     logits[:, 1] += DECODER_TRUSTED
+    if answers.pose is not None:
+        logits[:, -BODIES:] += FORMS_TRUSTED
     told = logits.log_softmax(1)
     weights = told.exp()
-    costs = []
-    for k in range(weights.shape[1]):
-        off = (answers.colors - answers.colors[:, k : k + 1]).abs().sum(2)
-        costs.append((weights * (off / NEAR).clamp(max=1)).sum(1))
-    return (told - RESOLVE * torch.stack(costs, 1)).softmax(1)
+    costs = torch.zeros_like(told)
+    for a, b in itertools.combinations(range(told.shape[1]), 2):
+        off = (answers.colors[:, a] - answers.colors[:, b]).abs().sum(1).div(NEAR).clamp(max=1)
+        costs[:, a] += weights[:, b] * off
+        costs[:, b] += weights[:, a] * off
+    return (told - RESOLVE * costs).softmax(1)

@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from egoedit_ros.data.sim.vocabulary import KINDS
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import CELL, EdgeAutoencoder
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import EditorConfig
-from egoedit_ros.model.detail import ALONE, DetailNet, choose, surprise
+from egoedit_ros.model.detail import ALONE, Answers, DetailNet, choose, surprise
+from egoedit_ros.model.pose import FRAME, mirrored, moved, shifted
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.stream.detail import SQUARES, Square, square_around
 from egoedit_ros.train.autoencoder import EDITED
@@ -34,20 +36,27 @@ from egoedit_ros.train.narrow import narrow_text
 FARTHEST = 1  # cells that a square may be off where the stream would have it
 ROOM = 2  # cells kept around it: what comes into sight when it is seen from another place
 TURN, NEARER, MOVED = 12.0, 0.25, 6.0  # of another place: degrees, log of the scale, pixels
+TEXTS = 1024  # encoded at a time
+OUTSIDE = 16  # pixels beyond a square's sides; a hand farther out is not asked for
+PIXEL = 0.2  # nats that a pixel's error in a pose counts as
 PICTURES = ("source", "target", "made", "mask")
 MIDDLE = Square(SQUARES[0], *[(SQUARE - SQUARES[0]) // 2] * 2)  # where a stream would have none
 
 
 @dataclass(frozen=True)
 class DetailData:
-    """samples: the folder of stage ``detail_samples``; autoencoder: whose latents they are.
-    edited_weight: of pixels near the edit, beside 1 for all."""
+    """samples: the folder of stage ``detail_samples``; autoencoder: whose latents they are; forms:
+    weights of stage ``forms``. edited_weight: of pixels near the edit, beside 1 for all; warped:
+    share of squares that are seen from another place; shown: share of batches in which the network
+    is told where things are and of what form."""
 
     samples: Path
     autoencoder: Path
+    forms: Path
     batch: int = 16
     edited_weight: float = 4.0
     warped: float = 0.0
+    shown: float = 0.0
 
 
 class DetailSamples:
@@ -66,8 +75,10 @@ class DetailSamples:
         self.latents: list[np.ndarray] = []
         self.squares: list[Square] = []
         self.frames: list[slice] = []
+        self.poses: list[np.ndarray] = []
         self.texts: list[str] = []
         self.tasks: list[str] = []
+        self.kinds: list[int] = []
         self.rows = np.concatenate([self._read(path) for path in paths])
         self.sided = np.array([bool(SIDES.search(text)) for text in self.texts])
         self.by_size = {size: [] for size in SQUARES}
@@ -82,7 +93,7 @@ class DetailSamples:
             told = json.loads(file.metadata()["texts"])
             pictures = {name: file.get_tensor(name) for name in PICTURES}
             latents = np.concatenate([file.get_tensor(n) for n in ("edited", "before")], 1)
-            rows = file.get_tensor("place")
+            rows, poses = file.get_tensor("place"), file.get_tensor("pose")
         # The pictures of a latent frame follow each other.
         ends = np.searchsorted(rows[:, 0], np.arange(len(latents) + 1))
         rows = rows + np.array([len(self.squares), 0, len(self.texts)])
@@ -90,12 +101,16 @@ class DetailSamples:
         for of, begin, end in zip(latents, ends[:-1], ends[1:], strict=True):
             films = {name: film[begin:end] for name, film in pictures.items()}
             own = square_around(films["source"], films["made"], films["mask"]) or MIDDLE
-            self.squares.append(self._keep(films, of, own))
-        self.tasks += [task for task, _ in told]
-        self.texts += [text for _, text in told]
+            self.squares.append(self._keep(films, of, poses[begin:end], own))
+        for task, text, kind in told:
+            self.tasks.append(task)
+            self.texts.append(text)
+            self.kinds.append(KINDS.index(kind) if kind else len(KINDS))
         return rows
 
-    def _keep(self, films: dict[str, np.ndarray], latents: np.ndarray, own: Square) -> Square:
+    def _keep(
+        self, films: dict[str, np.ndarray], latents: np.ndarray, poses: np.ndarray, own: Square
+    ) -> Square:
         """Keep what is at most ROOM cells around a square; the square's place in that."""
         most = films["source"].shape[1]
         size = min(own.size + 2 * ROOM * CELL, most)
@@ -106,11 +121,13 @@ class DetailSamples:
             self.pictures[name] += list(film[:, *around.pixels].copy())
         self.frames.append(slice(begin, len(self.pictures["source"])))
         self.latents.append(latents[:, *around.cells].copy())
+        self.poses += list(shifted(poses, row, column))
         return Square(own.size, own.row - row, own.column - column)
 
 
-def warp(films: dict[str, np.ndarray], own: Square, rng: np.random.Generator) -> dict:
-    """A latent frame's pictures as if seen from another place, by name: uint8 ``[n, s, s, ...]``.
+def warp(films: dict[str, np.ndarray], own: Square, rng: np.random.Generator) -> tuple:
+    """A latent frame's pictures as if seen from another place, by name: uint8 ``[n, s, s, ...]``;
+    and what was done to places ``[2, 3]``.
 
     The middle of ``own`` comes to lie near the middle; beyond the pictures' sides they are
     mirrored.
@@ -122,7 +139,7 @@ def warp(films: dict[str, np.ndarray], own: Square, rng: np.random.Generator) ->
         math.exp(rng.uniform(-NEARER, NEARER)),
     )
     matrix[:, 2] += rng.uniform(-MOVED, MOVED, 2) - (own.column, own.row)
-    return {
+    seen = {
         name: np.stack(
             [
                 cv2.warpAffine(
@@ -137,6 +154,7 @@ def warp(films: dict[str, np.ndarray], own: Square, rng: np.random.Generator) ->
         )  # fmt: skip
         for name, film in films.items()
     }
+    return seen, matrix.astype(np.float32)
 
 
 def mirror_latents(model: EdgeAutoencoder, latents: Tensor) -> Tensor:
@@ -157,7 +175,12 @@ class DetailStep:
         self.autoencoder = load_frozen(data.autoencoder, config, dtype=torch.float32)
         encode = get_text_encoder(config.text_encoder, config.transformer.text_len)
         # Held once for every wording.
-        self.text = {text: encode(text).half() for text in dict.fromkeys(self.samples.texts)}
+        texts = list(dict.fromkeys(self.samples.texts))
+        self.text: dict[str, Tensor] = {}
+        for begin in range(0, len(texts), TEXTS):
+            part = texts[begin : begin + TEXTS]
+            known = encode.many(part, torch.device("cpu")).half()
+            self.text |= {text: row.clone() for text, row in zip(part, known, strict=True)}
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Squares of one size, about where a stream would have them, half of them mirrored."""
@@ -180,10 +203,11 @@ class DetailStep:
         """Samples as tensors: a cell farther up, down or to a side than a stream's at most, or as
         seen from another place."""
         s = self.samples
-        out: dict[str, list] = {k: [] for k in (*PICTURES, "latents")}
+        out: dict[str, list] = {k: [] for k in (*PICTURES, "latents", "pose")}
         for index in which:
             warped = self.data.warped and rng.random() < self.data.warped
-            pictures, latents = (self._warped if warped else self._moved)(index, rng)
+            pictures, latents, pose = (self._warped if warped else self._moved)(index, rng)
+            out["pose"].append(torch.from_numpy(pose))
             for name, picture in pictures.items():
                 out[name].append(torch.from_numpy(picture))
             out["latents"].append(latents)
@@ -193,16 +217,18 @@ class DetailStep:
             got[name] = got[name].permute(0, 3, 1, 2).float() / 255
         rows = s.rows[which]
         got["place"] = torch.from_numpy(rows[:, 1])
+        got["kinds"] = torch.tensor([s.kinds[i] for i in rows[:, 2]])
         got["embedded"] = torch.stack([self.text[s.texts[i]].float() for i in rows[:, 2]])
         if flip:
             for name in PICTURES:
                 got[name] = got[name].flip(-1)
+            got["pose"] = mirrored(got["pose"], got["source"].shape[-1])
             channels = got["latents"].shape[1] // 2
             halves = got["latents"].split(channels, 1)
             got["latents"] = torch.cat([mirror_latents(self.autoencoder, h) for h in halves], 1)
         return got
 
-    def _moved(self, index: int, rng: np.random.Generator) -> tuple[dict, Tensor]:
+    def _moved(self, index: int, rng: np.random.Generator) -> tuple[dict, Tensor, np.ndarray]:
         s = self.samples
         frame = s.rows[index, 0]
         own, most = s.squares[frame], len(s.pictures["source"][index])
@@ -212,73 +238,116 @@ class DetailStep:
         ]
         square = Square(own.size, *begins)
         pictures = {name: s.pictures[name][index][square.pixels] for name in PICTURES}
-        return pictures, torch.from_numpy(s.latents[frame][:, *square.cells]).float()
+        latents = torch.from_numpy(s.latents[frame][:, *square.cells]).float()
+        return pictures, latents, shifted(s.poses[index], *begins)
 
-    def _warped(self, index: int, rng: np.random.Generator) -> tuple[dict, Tensor]:
+    def _warped(self, index: int, rng: np.random.Generator) -> tuple[dict, Tensor, np.ndarray]:
         s = self.samples
         frame = s.rows[index, 0]
         of = s.frames[frame]
         films = {name: np.stack(s.pictures[name][of]) for name in PICTURES}
-        films = warp(films, s.squares[frame], rng)
+        films, matrix = warp(films, s.squares[frame], rng)
         both = torch.from_numpy(np.stack([films["made"], films["source"]])).permute(0, 1, 4, 2, 3)
         coded = self.autoencoder.encode(both.float() / 127.5 - 1, fine=False)
         pictures = {name: film[index - of.start] for name, film in films.items()}
-        return pictures, coded.latents.flatten(0, 1)
+        return pictures, coded.latents.flatten(0, 1), moved(s.poses[index], matrix)
 
     def __call__(
         self, rng: np.random.Generator, noise: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return detail_loss(self.model, self.batch(rng), self.data.edited_weight)
+        shown = rng.random() < self.data.shown
+        return detail_loss(self.model, self.batch(rng), self.data.edited_weight, shown)
 
 
-def answer(model: DetailNet, batch: dict[str, Tensor]):
-    """The network's answers to a batch."""
+def answer(model: DetailNet, batch: dict[str, Tensor], shown: bool = False) -> Answers:
+    """The network's answers to a batch. shown: it is told where things are and of what form, as far
+    as that is known of the scene."""
+    known = {}
+    if shown and model.config.forms:
+        kinds = F.one_hot(batch["kinds"], model.config.forms + 1).float()
+        known = {"pose": batch["pose"], "kinds": kinds}
     return model(
         batch["source"], batch["made"], batch["mask"], batch["latents"], batch["place"],
-        model.read(batch["embedded"]),
+        model.read(batch["embedded"]), **known,
     )  # fmt: skip
 
 
+def pose_errors(told: Tensor, pose: Tensor, side: int) -> dict[str, Tensor]:
+    """How far poses ``[N, POSE]`` are off, by body: where its origin is and where a unit along its
+    axes leads (pixels), its line of sight; and the curl."""
+    off = (told - pose).abs()
+    at = pose[:, FRAME : FRAME + 2]
+    near = ((at > -OUTSIDE) & (at < side + OUTSIDE)).all(1).float()
+    shares = {"thing": torch.full_like(near, 1 / len(near)), "hand": near / near.sum().clamp(min=1)}
+    out = {}
+    for begin, (body, share) in zip((0, FRAME), shares.items(), strict=True):
+        for name, of in (("", (0, 2)), ("_axes", (2, 8)), ("_line", (8, 11))):
+            part = off[:, begin + of[0] : begin + of[1]]
+            out[body + name] = (part.mean(1) * share).sum()
+    out["curl"] = (off[:, -1] * shares["hand"]).sum()
+    return out
+
+
 def detail_loss(
-    model: DetailNet, batch: dict[str, Tensor], edited_weight: float
+    model: DetailNet, batch: dict[str, Tensor], edited_weight: float, shown: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Surprise, more of it near the edit; gains of what would be shown over what was made."""
-    answers = answer(model, batch)
+    """Surprise, more of it near the edit, and what poses and forms are off; gains of what would be
+    shown over what was made."""
+    answers = answer(model, batch, shown)
     source, target, made = batch["source"], batch["target"], batch["made"]
     edited = ((source - target).abs().amax(1) > EDITED / 2).float()
     near = F.max_pool2d(edited[:, None], 9, stride=1, padding=4)[:, 0]
     weight = 1 + edited_weight * torch.maximum(near, (batch["mask"][:, 0] > 0).float())
-    loss = (surprise(answers, target) * weight).sum() / weight.sum()
+    surprised = (surprise(answers, target) * weight).sum() / weight.sum()
+    loss, told = surprised, {}
+    if answers.pose is not None:
+        off = pose_errors(answers.pose, batch["pose"], target.shape[-1])
+        unknown = F.cross_entropy(answers.kinds.expand(len(target), -1), batch["kinds"])
+        loss = loss + unknown
+        for name, value in off.items():
+            loss = loss + value * (1.0 if name.endswith(("line", "curl")) else PIXEL)
+        told = {f"off_{n}": off[n].detach() for n in ("thing", "thing_axes", "hand", "curl")}
+        told |= {"surprise": surprised.detach(), "kind": unknown.detach()}
     with torch.no_grad():
         shown = (choose(answers)[:, :, None] * answers.colors).sum(1)
         before = ((source - target).square().sum(1) * edited).sum().clamp(min=1e-6)
         gain = 1 - ((shown - target).square().sum(1) * edited).sum() / before
         had = 1 - ((made - target).square().sum(1) * edited).sum() / before
-    return loss, {"gain": gain, "had": had}
+    return loss, {"gain": gain, "had": had, **told}
 
 
 def train_detail(settings: TrainSettings, data: DetailData, start: Path | None = None) -> Path:
     """Run the stage; the checkpoint is a :class:`DetailNet`.
 
-    start: weights to begin from; they may be of a network with more ``told`` to its text.
+    start: weights to begin from; they may be of a network that is ``told`` more and has fewer
+    blocks, no forms, or sees more ``cells``.
     """
     torch.manual_seed(settings.seed)
     model = DetailNet(settings.editor).to(memory_format=torch.channels_last)
     step = DetailStep(model, settings, data)
     if start is not None:
         _begin_from(model, start, settings.editor, step.text)
+    if model.config.forms:
+        fill(model.forms, read_safetensors(data.forms), data.forms)
+        model.forms.requires_grad_(False)
     return Trainer(model, settings, step, data={"data": data.__dict__}).run()
 
 
 def _begin_from(
     model: DetailNet, start: Path, config: EditorConfig, texts: dict[str, Tensor]
 ) -> None:
+    """Fill ``model`` from weights of its own make, or of a lesser one that is told more."""
     weights = read_safetensors(start)
-    had = len(weights.get("text.0.bias", ()))
-    if had <= model.config.told:
+    own = model.state_dict()
+    told = len(weights.get("text.0.bias", ()))
+    if told < model.config.told or weights.keys() == own.keys() and told == model.config.told:
         fill(model, weights, start)
         return
-    wide = DetailNet(replace(config, detail=replace(model.config, told=had)))
-    fill(wide, weights, start)
+    latents = weights.get("latents.weight", own["latents.weight"])
+    if latents.shape[-1] > model.config.cells == 1:
+        weights["latents.weight"] = latents[:, :, 1:2, 1:2]
+    # What the lesser one has not begins as a new network's.
+    wide = DetailNet(replace(config, detail=replace(model.config, told=told)))
+    fill(wide, wide.state_dict() | weights, start)
     known = torch.stack(list(texts.values()))
     narrow_text(wide, model, (part.float() for part in known.split(64)))

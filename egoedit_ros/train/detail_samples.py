@@ -5,7 +5,7 @@ Each scene is filmed for five pictures, a stream's first two latent frames, in t
 :mod:`egoedit_ros.data.sim.crossed` and with one other edit; the editor edits some of the pairs. (Or
 for the first picture alone: four pictures of a latent frame are much alike, and one takes two
 fifths of the time of five.) What is kept of each is a square around the edit: source, target, what
-the decoder made, its mask, and both latents.
+the decoder made, its mask, both latents, and where thing and hand are.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from egoedit_ros.data.clip import cannot_write
 from egoedit_ros.data.crew import run_crew
 from egoedit_ros.data.sim.crossed import draw_crossed
 from egoedit_ros.data.sim.edits import draw_task_edit
+from egoedit_ros.data.sim.frames import pose_at
 from egoedit_ros.data.sim.scene import Edit, Scene, draw_scene
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import CELL
+from egoedit_ros.model.pose import shifted
 
+FPS = 16
 SQUARE = 128  # pixels kept: room for a network's square to be anywhere in
 FRAMES = 5
 PICKED = {"replace": 5, "remove": 2, "recolour": 1}  # edits to a scene, and one of these:
@@ -87,18 +90,22 @@ def _write(simulator, session, folder: Path, seed: int, frames: int) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    scene = draw_scene(seed, FRAMES / 16)
+    scene = draw_scene(seed, FRAMES / FPS)
     edits, jobs = draw_jobs(scene)
     clip = simulator.render_clip(scene, edits, frames)
     films = [clip.source, *clip.targets]
     kept: dict[str, list] = {}
-    for number, (a, b, _, text, noise) in enumerate(jobs):
-        _edited(session, films[a], films[b], text, noise, number, kept)
+    told = []
+    for number, (a, b, task, text, noise) in enumerate(jobs):
+        index, after = edits[b - 1].changes[0]
+        poses = _poses(scene.edited(edits[b - 1]), index, films[a])
+        told.append((task, text, after.kind if after.visible else ""))
+        _edited(session, films[a], films[b], poses, text, noise, number, kept)
     arrays = {name: np.ascontiguousarray(np.stack(values)) for name, values in kept.items()}
     path = folder / f"{seed}.safetensors"
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file(arrays, part, {"texts": json.dumps([job[2:4] for job in jobs])})
+        save_file(arrays, part, {"texts": json.dumps(told)})
         part.replace(path)
     except (SafetensorError, OSError) as error:
         raise cannot_write(path, error) from None
@@ -106,7 +113,13 @@ def _write(simulator, session, folder: Path, seed: int, frames: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def _edited(session, source, target, text: str, seed: int, number: int, kept: dict) -> None:
+def _poses(scene: Scene, index: int, film: np.ndarray) -> np.ndarray:
+    """Where a thing and the hand are in each picture of a film: ``[t, POSE]``."""
+    size = film.shape[2], film.shape[1]
+    return np.stack([pose_at(scene, index, scene.start + i / FPS, size) for i in range(len(film))])
+
+
+def _edited(session, source, target, poses, text: str, seed: int, number: int, kept: dict) -> None:
     """Edit one film and add its squares to ``kept``."""
     session.reset()
     session.set_instruction(text, seed)
@@ -128,6 +141,7 @@ def _edited(session, source, target, text: str, seed: int, number: int, kept: di
         kept.setdefault("place", []).extend(
             np.array([frame, i if count > 1 else -1, number]) for i in range(count)
         )
+        kept.setdefault("pose", []).extend(shifted(poses[inside], *corner))
         pictures = {"source": source[inside], "target": target[inside], "made": made, "mask": mask}
         for name, value in pictures.items():
             kept.setdefault(name, []).extend(value[:, *box])

@@ -41,9 +41,9 @@ def narrow_text(wide: DetailNet, narrow: DetailNet, embedded: Iterable[Tensor]) 
 
 
 def _text_layers(net: DetailNet) -> dict[str, nn.Linear]:
-    """The layers by which blocks heed the text, by name."""
+    """The layers by which the text is heeded, by name."""
     return {
         name: layer
         for name, layer in net.named_modules()
-        if name.endswith(".text") and isinstance(layer, nn.Linear)
+        if name.endswith((".text", "kinds")) and isinstance(layer, nn.Linear)
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from egoedit_ros.errors import UserError
@@ -21,6 +22,8 @@ STAGES = {
     "self_forcing": "distil on streams that the editor makes itself, through its cache",
     "rollout": "learn on streams that the editor makes itself, from the pairs' targets (in whole)",
     "decoder": "teach the decoder what the transformer gives it",
+    "form_views": "things and the hand alone, from where head cameras are, for forms",
+    "forms": "learn what things and a hand look like from any side, for detail",
     "detail_samples": "edits as streams make them, beside their targets, for detail",
     "detail": "teach the detail network what edits should have looked like",
     "sample": "edit validation clips with a checkpoint: a video and figures",
@@ -180,14 +183,29 @@ class _Work:
         }
         return train_decoder(settings, build(DecoderData, given | rest))
 
-    def detail_samples(self) -> Path:
-        from tqdm import tqdm
+    def form_views(self) -> Path:
+        from egoedit_ros.train.forms import FormViews, make_views
 
+        return self._made(make_views, build(FormViews, self.section))
+
+    def forms(self) -> Path:
+        from egoedit_ros.train.forms import FormsData, train_forms
+
+        settings, rest = self.settings()
+        return train_forms(settings, build(FormsData, {"views": self.output / "form_views"} | rest))
+
+    def detail_samples(self) -> Path:
         from egoedit_ros.train.detail_samples import SampleScenes, make_samples
 
-        folder = self.output / "detail_samples"
+        return self._made(make_samples, build(SampleScenes, self.section))
+
+    def _made(self, make: Callable, scenes: object) -> Path:
+        """Make the stage's scenes into a folder of its name, with a bar."""
+        from tqdm import tqdm
+
+        folder = self.output / self.stage
         with tqdm(unit="scene") as bar:
-            for done, total in make_samples(folder, build(SampleScenes, self.section)):
+            for done, total in make(folder, scenes):
                 bar.total = total
                 bar.update(done - bar.n)
         return folder
@@ -200,7 +218,9 @@ class _Work:
         given = {
             "samples": self.output / "detail_samples",
             "autoencoder": self.output / "autoencoder.safetensors",
-        } | {k: Path(v) if k in ("samples", "autoencoder") else v for k, v in rest.items()}
+            "forms": self.output / "forms.safetensors",
+        }
+        given |= {k: Path(v) if k in given else v for k, v in rest.items()}
         return train_detail(settings, build(DetailData, given), start)
 
     def sample(self) -> Path:

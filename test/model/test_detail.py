@@ -1,11 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the detail network shows: one answer and no mean of several, the camera's to the bit."""
 
+import dataclasses
+
 import torch
+import torch.nn.functional as F
 from runtime_support import small_config
 
 from egoedit_ros.model.config import DetailConfig
-from egoedit_ros.model.detail import ALONE, PLACES, Answers, DetailNet, choose, surprise
+from egoedit_ros.model.detail import (
+    ALONE,
+    BODIES,
+    PLACES,
+    Answers,
+    DetailNet,
+    choose,
+    surprise,
+)
+from egoedit_ros.model.forms import SEEN
 
 SMALL = small_config(detail=DetailConfig(widths=(8, 16, 16), blocks=(1, 1)))
 
@@ -55,7 +67,7 @@ def test_a_network_that_has_learnt_nothing_shows_what_the_decoder_made():
     net = DetailNet(SMALL)
     source, made, *rest = _inputs(2)
     answers = net(source, made, *rest, net.read(torch.randn(2, 8, 384)))
-    assert answers.colors.shape == (2, 5, 3, 32, 32)
+    assert answers.colors.shape == (2, 5, 3, 32, 32) and answers.pose is None
     assert torch.equal(answers.colors[:, 0], source) and torch.equal(answers.colors[:, 1], made)
     shown = (choose(answers)[:, :, None] * answers.colors).sum(1)
     assert (shown - made).abs().mean() < 0.05 < (shown - source).abs().mean()
@@ -83,3 +95,21 @@ def test_each_picture_is_drawn_by_its_own_place_and_text():
 
     assert not torch.allclose(drawn(0, told[0]), drawn(ALONE, told[0]))
     assert not torch.allclose(drawn(0, told[0]), drawn(0, told[1]))
+
+
+def test_forms_are_heard_where_they_are():
+    """Told that there is a thing, the network has an answer for it inside of its outline alone."""
+    torch.manual_seed(0)
+    net = DetailNet(small_config(detail=dataclasses.replace(SMALL.detail, forms=8)))
+    source, made, mask, latents, place = _inputs(1)
+    seen = torch.full((1, SEEN, 16, 16), -1.0)
+    seen[:, 0, 4:12, 4:12] = 1.0
+    seen[:, 2:5] = torch.tensor([0.0, 0.0, -1.0])[:, None, None]
+    net.forms.forward = lambda *_: seen
+    answers = net(source, made, mask, latents, place, net.read(torch.randn(1, 8, 384)))
+    assert answers.colors.shape == (1, 5 + BODIES, 3, 32, 32)
+    thing, hand = answers.logits[0, -BODIES:]
+    assert thing[12:20, 12:20].min() > thing[:6].max() + 8 and hand.max() < -8
+    inner = F.avg_pool2d(mask, 2)[0, 0, 5:11, 5:11]
+    color = (F.avg_pool2d(made, 2)[0, :, 5:11, 5:11] * inner).sum((1, 2)) / inner.sum()
+    assert (answers.colors[0, -BODIES, :, 16, 16] - color).abs().max() < 0.1

@@ -10,11 +10,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from egoedit_ros.data.sim.vocabulary import KINDS
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import EdgeAutoencoder
 from egoedit_ros.model.checkpoint import read_safetensors
 from egoedit_ros.model.config import AutoencoderConfig, DetailConfig, get_config
 from egoedit_ros.model.detail import ALONE, DetailNet
+from egoedit_ros.model.forms import Forms
+from egoedit_ros.model.pose import POSE
 from egoedit_ros.stream.edit_session import BUNDLED
 from egoedit_ros.train.detail import (
     DetailData,
@@ -30,6 +33,16 @@ AUTOENCODER = BUNDLED / "edge" / "autoencoder.safetensors"
 
 
 @pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """Weights of forms that nobody has learned."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("forms") / "forms.safetensors"
+    net = Forms(DetailConfig(forms=8))
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     assert list(make_samples(folder, SampleScenes(seeds=[[7, 2]], workers=1)))[-1] == (2, 2)
@@ -42,7 +55,11 @@ def test_samples_are_squares_of_edits_beside_their_targets(samples):
     with safe_open(paths[0], "np") as file:
         told = json.loads(file.metadata()["texts"])
         source, target, made = (file.get_tensor(k) for k in ("source", "target", "made"))
-    assert {"replace", "remove", "recolour"} <= {task for task, _ in told}
+        poses = file.get_tensor("pose")
+    assert {"replace", "remove", "recolour"} <= {task for task, *_ in told}
+    assert all((task == "remove") == (kind == "") for task, _, kind in told)
+    assert all(kind in (*KINDS, "") for *_, kind in told)
+    assert poses.shape == (len(source), POSE) and np.isfinite(poses).all()
     assert source.shape == target.shape == made.shape and source.shape[1:] == (128, 128, 3)
     edited = np.abs(source.astype(int) - target).max(-1) > 12
     errors = [((x.astype(int) - target) ** 2)[edited].mean() for x in (source, made)]
@@ -75,22 +92,33 @@ def test_seeds_that_are_for_evaluation_or_none_are_refused(tmp_path, seeds):
         next(make_samples(tmp_path / "none", SampleScenes(seeds=[], singles=seeds)))
 
 
-def test_a_network_learns_from_them(samples, tmp_path):
-    small = DetailConfig(widths=(8, 16, 16), blocks=(1, 1))
+def test_a_network_learns_from_them(samples, forms, tmp_path):
+    small = DetailConfig(widths=(8, 16, 16), blocks=(1, 1), forms=8)
     config = dataclasses.replace(get_config("edge"), detail=small)
-    data = DetailData(samples, AUTOENCODER, batch=4)
+    data = DetailData(samples, AUTOENCODER, forms, batch=4, shown=0.5)
     common = {"stage": "detail", "lr": 1e-3, "warmup": 1, "log_every": 1, "optimizer": "muon"}
     common |= {"schedule": "constant", "config": config, "bf16": False}
     train_detail(TrainSettings(tmp_path / "a", steps=40, save_every=20, **common), data)
     rows = [json.loads(x) for x in (tmp_path / "a" / "detail.log.jsonl").read_text().splitlines()]
     assert np.mean([r["loss"] for r in rows[-10:]]) < np.mean([r["loss"] for r in rows[:5]]) - 0.2
+    assert np.mean([r["off_thing"] for r in rows[-10:]]) < np.mean(
+        [r["off_thing"] for r in rows[:5]]
+    )
+    assert np.mean([r["kind"] for r in rows[-10:]]) < np.mean([r["kind"] for r in rows[:5]])
     weights = read_safetensors(tmp_path / "a" / "detail.safetensors")
+    known = read_safetensors(forms)  # by heart, so as they are
+    assert all(
+        torch.allclose(weights[f"forms.{k}"].float(), w, atol=1e-3) for k, w in known.items()
+    )
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
-def test_it_goes_on_from_a_network_that_tells_its_text_by_more_numbers(samples, tmp_path):
-    small = DetailConfig(widths=(8, 16, 16), blocks=(1, 1), told=12)
-    wide = dataclasses.replace(get_config("edge"), detail=dataclasses.replace(small, told=24))
+def test_it_goes_on_from_a_network_that_is_told_more_and_knows_less(samples, forms, tmp_path):
+    small = DetailConfig(
+        widths=(8, 16, 16), blocks=(1, 1), fine_blocks=2, told=12, cells=1, forms=8
+    )
+    lesser = dataclasses.replace(small, told=24, fine_blocks=1, cells=3, forms=0)
+    wide = dataclasses.replace(get_config("edge"), detail=lesser)
     torch.manual_seed(0)
     start = tmp_path / "wide.safetensors"
     given = {k: v.contiguous() for k, v in DetailNet(wide).state_dict().items()}
@@ -99,14 +127,39 @@ def test_it_goes_on_from_a_network_that_tells_its_text_by_more_numbers(samples, 
         tmp_path / "on", "detail", steps=1, lr=1e-9, warmup=1, bf16=False,
         config=dataclasses.replace(wide, detail=small),
     )  # fmt: skip
-    made = train_detail(settings, DetailData(samples, AUTOENCODER, batch=2), start)
+    made = train_detail(settings, DetailData(samples, AUTOENCODER, forms, batch=2), start)
     got = read_safetensors(made)
     assert got["text.0.weight"].shape[0] == 12
     assert torch.allclose(got["inside.weight"].float(), given["inside.weight"], atol=1e-3)
+    middle = given["latents.weight"][:, :, 1:2, 1:2]
+    assert torch.allclose(got["latents.weight"].float(), middle, atol=1e-3)
+    more = dataclasses.replace(settings, config=dataclasses.replace(wide, detail=DetailConfig()))
+    with pytest.raises(UserError, match="is of another model"):
+        train_detail(more, DetailData(samples, AUTOENCODER, forms), start)
 
 
-def test_seen_from_another_place_all_pictures_are_turned_alike(samples):
-    data = DetailData(samples, AUTOENCODER, batch=8, warped=1.0)
+def test_poses_go_with_the_pictures(samples, forms):
+    """Wherever a square is cut or turned to, the thing's frame is on what is edited."""
+    settings = TrainSettings(samples, "detail", steps=1, config=get_config("edge"), bf16=False)
+    for warped, flip in ((0.0, False), (0.0, True), (1.0, False), (1.0, True)):
+        step = DetailStep(None, settings, DetailData(samples, AUTOENCODER, forms, warped=warped))
+        s = step.samples
+        removed = [i for i in range(len(s.rows)) if s.tasks[s.rows[i, 2]] == "remove"]
+        size = s.squares[s.rows[removed[0], 0]].size
+        which = [i for i in removed if i in s.by_size[size]][:12]
+        got = step.cut(which, flip, np.random.default_rng(3))
+        off = []
+        for source, target, pose in zip(got["source"], got["target"], got["pose"], strict=True):
+            change = (source - target).abs().sum(0)
+            y, x = torch.nonzero(change > 0.5 * change.max(), as_tuple=True)
+            middle = torch.stack([x.float().median(), y.float().median()])
+            unit = pose[2:8].norm() / 2**0.5
+            off.append(float((middle - pose[:2]).norm() / unit))
+        assert np.median(off) < 0.8, (warped, flip, off)  # a thing is two units tall
+
+
+def test_seen_from_another_place_all_pictures_are_turned_alike(samples, forms):
+    data = DetailData(samples, AUTOENCODER, forms, batch=8, warped=1.0)
     settings = TrainSettings(samples, "detail", steps=1, config=get_config("edge"), bf16=False)
     step = DetailStep(None, settings, data)
     rng = np.random.default_rng(2)
@@ -126,8 +179,8 @@ def test_seen_from_another_place_all_pictures_are_turned_alike(samples):
     assert single.any() and torch.allclose(coded, far["latents"][single][:, channels:], atol=1e-3)
 
 
-def test_latents_made_anew_of_an_unturned_picture_are_the_streams_own(samples):
-    data = DetailData(samples, AUTOENCODER)
+def test_latents_made_anew_of_an_unturned_picture_are_the_streams_own(samples, forms):
+    data = DetailData(samples, AUTOENCODER, forms)
     settings = TrainSettings(samples, "detail", steps=1, config=get_config("edge"), bf16=False)
     step = DetailStep(None, settings, data)
     own, frame = step.samples.squares[0], step.samples.frames[0]

@@ -164,6 +164,37 @@ class Simulator:
         is_geom = segments[..., 1] == int(self._mj.mjtObj.mjOBJ_GEOM)
         return is_geom & np.isin(segments[..., 0], geoms)
 
+    def film_body(self, scene: Scene, time: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """One body alone as the head camera sees it, a kind of thing or ``hand``: which geom each
+        pixel shows (int ``[h, w]``, -1: another body's or none) and how far ahead it is (m)."""
+        self.model.cam_fovy[self.model.camera("head").id] = scene.camera["fovy"]
+        self._pose(scene, time)
+        away = np.array([0, 0, -5.0])
+        if kind != "hand":
+            self._mocap("forearm", away, np.eye(3))
+        for other in KINDS:
+            if other != kind:
+                self._mocap(other, away, np.eye(3))
+        self._mj.mj_kinematics(self.model, self.data)
+        geoms = self._hand_geoms if kind == "hand" else self._geoms_of(kind)
+        renderer = self._renderer
+        renderer.enable_segmentation_rendering()
+        renderer.update_scene(self.data, camera="head")
+        seen = renderer.render()
+        renderer.disable_segmentation_rendering()
+        own = (seen[..., 1] == int(self._mj.mjtObj.mjOBJ_GEOM)) & np.isin(seen[..., 0], geoms)
+        renderer.enable_depth_rendering()
+        renderer.update_scene(self.data, camera="head")
+        depth = renderer.render().copy()
+        renderer.disable_depth_rendering()
+        return np.where(own, seen[..., 0], -1), depth
+
+    def of_second_material(self, geoms: np.ndarray) -> np.ndarray:
+        """Which of these geoms keep their own colour whatever their thing's is: bool."""
+        names = [self._name(g) or "" for g in range(self.model.ngeom)]
+        second = np.array([name.startswith("accent_") for name in names])
+        return (geoms >= 0) & second[np.maximum(geoms, 0)]
+
     def _geoms_of(self, kind: str) -> list[int]:
         body = self.model.body(kind).id
         return list(np.flatnonzero(self.model.geom_bodyid == body))

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What things and a hand look like from any side: outlines, faces and depth along a line of sight.
+
+A light field: of a line through a body's frame (:mod:`egoedit_ros.model.pose`) a small network
+tells how far inside of the outline it passes, what face it meets and how deep. So a form that is
+known by heart is whole and has its edges, wherever it stands and however small it is seen. Its
+colour and light are those of the picture (:func:`relit`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egoedit_ros.model.config import DetailConfig
+from egoedit_ros.model.pose import FRAME, sight
+
+WAVES = (0.5, 1.0, 2.0)  # to a unit
+OUTLINE = 1.0  # units; farther inside or outside is no more said
+TOLD = 6  # of a thing: outline, outline of its second material, face's normal (3), depth
+CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a tenth of a unit
+SEEN = 2 * (TOLD + 2)
+
+
+class FormNet(nn.Module):
+    """Weights only. code: numbers that tell the form apart from others."""
+
+    def __init__(self, code: int, width: int = 96, layers: int = 4) -> None:
+        super().__init__()
+        self.inside = nn.Linear(3 + 6 * len(WAVES), width)
+        self.whole = nn.ModuleList(nn.Linear(3 + code, 2 * width) for _ in range(layers))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.out = nn.Linear(width, TOLD)
+
+    def forward(self, points: Tensor, line: Tensor, code: Tensor) -> Tensor:
+        """points: where lines pass nearest to the origin ``[N, P, 3]``; line: their direction
+        ``[N, 3]``; code: ``[N, C]``. ``[N, P, TOLD]``: outlines in units, inside positive; the
+        normal in the body's axes; depth from the origin on, in units."""
+        waves = [f(math.pi * w * points) for w in WAVES for f in (torch.sin, torch.cos)]
+        x = self.inside(torch.cat([points, *waves], -1).to(self.inside.weight))
+        whole = torch.cat([line, code], -1).to(x)
+        for layer, given in zip(self.layers, self.whole, strict=True):
+            scale, shift = given(whole)[:, None].chunk(2, -1)
+            x = x + layer(F.silu(x * (1 + scale) + shift))
+        return self.out(F.silu(x))
+
+
+class Forms(nn.Module):
+    """The things' forms, one for each of ``config.forms``, and the hand's."""
+
+    def __init__(self, config: DetailConfig) -> None:
+        super().__init__()
+        self.count = config.forms
+        self.codes = nn.Embedding(config.forms, 16)
+        self.thing = FormNet(16)
+        self.hand = FormNet(1)
+
+    @torch.no_grad()
+    def forward(self, pose: Tensor, kinds: Tensor, size: tuple[int, int], step: int) -> Tensor:
+        """What cells of ``step`` pixels show of the bodies: ``[N, SEEN, rows, columns]``.
+
+        pose: ``[N, POSE]``; kinds: how likely each form is, and last that there is none,
+        ``[N, forms + 1]``. Normals are as the camera sees them (right, down, away).
+        """
+        thing, hand = pose[:, :FRAME], pose[:, FRAME : 2 * FRAME]
+        kinds = kinds.expand(len(pose), -1)
+        there = 1 - kinds[:, -1:]
+        code = kinds[:, :-1] @ self.codes.weight.to(kinds) / there.clamp(min=0.05)
+        out = []
+        for net, frame, told in ((self.thing, thing, code), (self.hand, hand, pose[:, -1:])):
+            points = sight(frame, size, step)
+            said = net(points.mT, frame[:, 8:], told).float()
+            slope = frame[:, 2:8].unflatten(1, (2, 3))
+            axes = torch.cat([F.normalize(slope, dim=-1), frame[:, None, 8:]], 1)
+            normal = said[..., 2:5] @ axes.mT
+            # Far off nothing was learned: outside.
+            near = (points.norm(dim=1, keepdim=True) < 3).float()
+            flat = torch.cat([said[..., :2], normal, said[..., 5:]], -1).mT
+            flat = flat.clamp(-2, 2) * near
+            flat[:, :2] -= 1 - near
+            out.append(flat)
+        none = torch.zeros_like(out[0])
+        none[:, :2] = -OUTLINE
+        out[0] = there[:, None] * out[0] + (1 - there[:, None]) * none
+        crisp = [torch.tanh(CRISP * said[:, :2]) for said in out]
+        return torch.cat([*out, *crisp], 1).unflatten(2, size)
+
+
+SHARP = 20.0  # of weights, per unit beside an outline
+WITHIN = 0.08  # units: what is nearer to an outline says little of its body's colour
+
+
+def relit(seen: Tensor, source: Tensor, made: Tensor, mask: Tensor) -> Tensor:
+    """The thing and the hand with the light that falls on them, also where neither picture shows
+    them: ``[N, 2, 3, H, W]``, colours in 0..1.
+
+    seen: of :class:`Forms`, at half the size; source, made: ``[N, 3, H, W]`` in 0..1; mask: what is
+    edited ``[N, 1, H, W]``. A colour is taken to be linear in the face's normal. The thing's is
+    from where it was made, by material; the hand's from where the camera sees it.
+    """
+    first, second, hand = (
+        torch.sigmoid(SHARP * (seen[:, i : i + 1] - WITHIN)) for i in (0, 1, TOLD)
+    )
+    edited = F.avg_pool2d(mask, 2)
+    half = [F.avg_pool2d(picture, 2) for picture in (source, made)]
+    fine = _fine(seen[:, : 2 * TOLD])
+    shown = []
+    for normal, weight, picture in (
+        (2, first * (1 - second) * edited, half[1]),
+        (2, second * edited, half[1]),
+        (TOLD + 2, hand * (1 - edited), half[0]),
+    ):
+        light = _light(_faces(seen, normal), weight, picture)
+        shown.append(torch.einsum("nfc,nfhw->nchw", light, _faces(fine, normal)))
+    share = torch.sigmoid(2 * SHARP * fine[:, 1:2])
+    thing = shown[0] * (1 - share) + shown[1] * share
+    return torch.stack([thing, shown[2]], 1).clamp(0, 1)
+
+
+def outside(seen: Tensor) -> Tensor:
+    """How far outside of the thing's outline and the hand's each pixel is, from 0 (inside) to 1:
+    ``[N, 2, H, W]`` at twice the size of ``seen``."""
+    return 0.5 - 0.5 * torch.tanh(CRISP * _fine(seen[:, (0, TOLD)]))
+
+
+def _fine(seen: Tensor) -> Tensor:
+    return F.interpolate(seen, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _faces(seen: Tensor, begin: int) -> Tensor:
+    return torch.cat([torch.ones_like(seen[:, :1]), seen[:, begin : begin + 3]], 1)
+
+
+def _light(faces: Tensor, weight: Tensor, picture: Tensor) -> Tensor:
+    """Coefficients ``[N, 4, 3]`` of colours by ``faces`` ``[N, 4, h, w]``, by least squares."""
+    weighed = faces * weight
+    square = torch.einsum("nfhw,nghw->nfg", weighed, faces)
+    told = torch.einsum("nfhw,nchw->nfc", weighed, picture)
+    # Where little is seen: one grey.
+    some = weight.sum((1, 2, 3))[:, None, None]
+    known = torch.diag_embed(torch.tensor([0.0, 1, 1, 1], device=faces.device))
+    square = square + (0.03 * some + 1.0) * known + torch.eye(4, device=faces.device)
+    grey = torch.zeros_like(told)
+    grey[:, 0] = 0.5
+    return torch.linalg.solve(square, told + grey)

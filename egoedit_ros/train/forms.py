@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages ``form_views`` and ``forms``: what things and a hand look like, learned from views of each
+alone (:mod:`egoedit_ros.data.sim.forms`), for the detail network to know by heart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from egoedit_ros.data.clip import cannot_write
+from egoedit_ros.data.crew import run_crew
+from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.config import DetailConfig
+from egoedit_ros.model.forms import Forms
+from egoedit_ros.train.loop import Trainer, TrainSettings
+
+SOFT = 0.1  # units: outlines nearer than that count alike
+SECOND, FACES = 0.5, 0.075  # what the second outline and what is met count, beside the outline's 1
+
+
+@dataclass(frozen=True)
+class FormViews:
+    """seeds: rows of (first, count) of scenes whose views are filmed."""
+
+    seeds: tuple = ((600_000, 600),)
+    workers: int | None = None
+
+    def all(self) -> list[int]:
+        """Raises UserError for no seed, and for those that are kept for evaluation."""
+        try:
+            seeds = [first + i for first, count in self.seeds for i in range(count)]
+        except (TypeError, ValueError):
+            seeds = []
+        if not seeds or min(seeds) < 0 or max(seeds) >= EVALUATION_SEED:
+            raise UserError(
+                f"form_views: seeds are {self.seeds!r}; give rows of [first, count] below "
+                f"{EVALUATION_SEED}, from where on they are for evaluation"
+            )
+        return seeds
+
+
+def _work(folder: Path, seeds: list[int], put) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    from egoedit_ros.data.sim.forms import SIZE, film_forms
+    from egoedit_ros.data.sim.render import Simulator
+
+    simulator = Simulator(*SIZE)
+    for seed in seeds:
+        views = film_forms(simulator, seed)
+        if not views:  # a scene whose camera sees none of what it was to see
+            put(seed)
+            continue
+        path = folder / f"{seed}.safetensors"
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            save_file({name: np.stack([v[name] for v in views]) for name in views[0]}, part)
+            part.replace(path)
+        except (SafetensorError, OSError) as error:
+            raise cannot_write(path, error) from None
+        finally:
+            part.unlink(missing_ok=True)
+        put(seed)
+
+
+def make_views(folder: Path, views: FormViews) -> Iterator[tuple[int, int]]:
+    """Film the missing scenes' views, one file a scene; yields (done, of)."""
+    seeds = views.all()
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [seed for seed in seeds if not (folder / f"{seed}.safetensors").exists()]
+    done = len(seeds) - len(missing)
+    yield done, len(seeds)
+    if missing:
+        for _ in run_crew(_work, folder, missing, views.workers, "views"):
+            done += 1
+            yield done, len(seeds)
+
+
+@dataclass(frozen=True)
+class FormsData:
+    """views: the folder of stage ``form_views``; batch: views of things to a step, and as many of
+    the hand; lines: of sight to each."""
+
+    views: Path
+    batch: int = 32
+    lines: int = 400
+
+
+class FormsStep:
+    """Some views of things and of the hand: how far what is told of their lines is off."""
+
+    def __init__(self, model: Forms, data: FormsData) -> None:
+        from safetensors.torch import load_file
+
+        self.model, self.data = model, data
+        paths = sorted(data.views.glob("*.safetensors"))
+        if not paths:
+            raise UserError(f"no views in {data.views}; run the stage form_views first")
+        parts = [load_file(path) for path in paths]
+        self.views = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        kinds = self.views["kind"]
+        self.groups = [torch.nonzero(kinds >= 0)[:, 0], torch.nonzero(kinds < 0)[:, 0]]
+
+    def __call__(
+        self, rng: np.random.Generator, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        total, told = torch.zeros(()), {}
+        for name, group in zip(("thing", "hand"), self.groups, strict=True):
+            which = group[rng.integers(len(group), size=self.data.batch)]
+            lines = rng.integers(self.views["points"].shape[1], size=self.data.lines)
+            loss, off = self.loss(which, torch.from_numpy(lines), name == "thing")
+            total = total + loss
+            told[name] = off
+        return total, told
+
+    def loss(self, which: Tensor, lines: Tensor, thing: bool) -> tuple[Tensor, Tensor]:
+        """Of views and lines of each; and how far outlines are off where they are near (units)."""
+        v, model = self.views, self.model
+        points, told = (v[name][which][:, lines].float() for name in ("points", "told"))
+        inside = v["inside"][which][:, lines].float()
+        code = model.codes(v["kind"][which]) if thing else v["curl"][which, None]
+        said = (model.thing if thing else model.hand)(points, v["line"][which], code).float()
+        off = (said - told).abs()
+        near = off[..., :2] / (told[..., :2].abs() + SOFT)
+        loss = near[..., 0].mean() + thing * SECOND * near[..., 1].mean()
+        met = (off[..., 2:].sum(-1) * inside).sum() / inside.sum().clamp(min=1)
+        close = told[..., 0].abs() < 1.5 * SOFT
+        return loss + FACES * met, off[..., 0][close].mean().detach()
+
+
+def train_forms(settings: TrainSettings, data: FormsData) -> Path:
+    """Run the stage; the checkpoint is a :class:`Forms`."""
+    torch.manual_seed(settings.seed)
+    model = Forms(settings.editor.detail or DetailConfig())
+    return Trainer(model, settings, FormsStep(model, data), data={"data": data.__dict__}).run()

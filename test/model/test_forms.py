@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is seen of forms: nothing where there is none, and bodies in the light of the pictures."""
+
+import torch
+
+from egoedit_ros.model.config import DetailConfig
+from egoedit_ros.model.forms import SEEN, TOLD, Forms, outside, relit
+from egoedit_ros.model.pose import POSE
+
+
+def test_where_there_is_none_all_is_outside():
+    torch.manual_seed(0)
+    forms = Forms(DetailConfig(forms=3))
+    pose = torch.randn(2, POSE) * 20
+    kinds = torch.tensor([[0.0, 0, 0, 1], [0.5, 0, 0, 0.5]])
+    none, half = forms(pose, kinds, (6, 8), 2)
+    assert none.shape == (SEEN, 6, 8)
+    assert (none[:2] == -1).all() and (half[:2] <= 0.5).all()
+
+
+def test_far_from_a_body_nothing_is_said():
+    torch.manual_seed(0)
+    forms = Forms(DetailConfig(forms=3))
+    pose = torch.zeros(1, POSE)
+    pose[:, :2] = pose[:, 11:13] = -200.0  # pixels to the upper left
+    pose[:, 2] = pose[:, 6] = pose[:, 13] = pose[:, 17] = 10.0
+    seen = forms(pose, torch.tensor([[0.0, 1, 0, 0]]), (6, 8), 2)[0]
+    assert (seen[[0, 1, TOLD, TOLD + 1]] == -1).all() and (seen[2:TOLD] == 0).all()
+
+
+def test_bodies_have_the_light_of_the_pictures():
+    """Colours that are linear in the normal are known where neither picture shows the body."""
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, 24)] * 2, indexing="ij")
+    normal = torch.stack([x, y, -(1 - (x**2 + y**2) / 2).clamp(min=0)])
+    seen = torch.full((1, SEEN, 24, 24), -1.0)
+    seen[0, 0], seen[0, 1] = 0.8, 1.2 * y  # a thing whose lower half is of a second material
+    seen[0, TOLD] = 0.8
+    seen[0, 2:5] = seen[0, TOLD + 2 : TOLD + 5] = normal
+    light = {"first": (0.5, 0.2, 0.1), "second": (0.3, -0.1, 0.2), "hand": (0.6, 0.1, -0.1)}
+    colors = {}
+    for name, (base, right, down) in light.items():
+        value = base + right * normal[0] + down * normal[1]
+        colors[name] = torch.nn.functional.interpolate(
+            value.expand(1, 3, -1, -1), scale_factor=2, mode="bilinear"
+        )
+    whole = torch.where(torch.arange(48)[:, None] < 24, colors["first"], colors["second"])
+    mask = torch.zeros(1, 1, 48, 48)
+    mask[..., 8:40, 8:30] = 1  # of the thing only that is made; of the hand all but that is seen
+    made = torch.where(mask > 0, whole, 0.0)
+    source = torch.where(mask > 0, 1.0, colors["hand"])
+    thing, hand = relit(seen, source, made, mask)[0]
+    clear = (torch.arange(48) - 23.5).abs()[:, None].expand(48, 48) > 6  # of the materials' border
+    assert (thing - whole[0]).abs()[:, clear].mean() < 0.05
+    assert (hand - colors["hand"][0]).abs().mean() < 0.02
+
+
+def test_a_form_is_left_unheard_outside_of_its_outline():
+    seen = torch.zeros(1, SEEN, 8, 8)
+    seen[:, 0], seen[:, TOLD] = 0.5, -0.5
+    thing, hand = outside(seen)[0]
+    assert thing.shape == (16, 16) and thing.max() < 0.01 and hand.min() > 0.99
