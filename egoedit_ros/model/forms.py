@@ -53,7 +53,6 @@ class Forms(nn.Module):
 
     def __init__(self, config: DetailConfig) -> None:
         super().__init__()
-        self.count = config.forms
         self.codes = nn.Embedding(config.forms, 16)
         self.thing = FormNet(16)
         self.hand = FormNet(1)

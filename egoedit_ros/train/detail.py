@@ -90,6 +90,11 @@ class DetailSamples:
         from safetensors import safe_open
 
         with safe_open(path, "np") as file:
+            if "pose" not in file.keys():  # noqa: SIM118 (not a table)
+                raise UserError(
+                    f"{path} is of an earlier version, without poses; remove it and run the stage "
+                    "detail_samples again"
+                )
             told = json.loads(file.metadata()["texts"])
             pictures = {name: file.get_tensor(name) for name in PICTURES}
             latents = np.concatenate([file.get_tensor(n) for n in ("edited", "before")], 1)
@@ -328,6 +333,11 @@ def train_detail(settings: TrainSettings, data: DetailData, start: Path | None =
     if start is not None:
         _begin_from(model, start, settings.editor, step.text)
     if model.config.forms:
+        if model.config.forms != len(KINDS):
+            raise UserError(
+                f"detail: forms is {model.config.forms}, but the samples know {len(KINDS)} kinds "
+                f"of things; set forms to {len(KINDS)} or 0"
+            )
         fill(model.forms, read_safetensors(data.forms), data.forms)
         model.forms.requires_grad_(False)
     return Trainer(model, settings, step, data={"data": data.__dict__}).run()

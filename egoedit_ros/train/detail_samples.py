@@ -23,13 +23,13 @@ from egoedit_ros.data.crew import run_crew
 from egoedit_ros.data.sim.crossed import draw_crossed
 from egoedit_ros.data.sim.edits import draw_task_edit
 from egoedit_ros.data.sim.frames import pose_at
+from egoedit_ros.data.sim.render import FPS
 from egoedit_ros.data.sim.scene import Edit, Scene, draw_scene
 from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.autoencoder import CELL
 from egoedit_ros.model.pose import shifted
 
-FPS = 16
 SQUARE = 128  # pixels kept: room for a network's square to be anywhere in
 FRAMES = 5
 PICKED = {"replace": 5, "remove": 2, "recolour": 1}  # edits to a scene, and one of these:

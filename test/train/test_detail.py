@@ -191,6 +191,20 @@ def test_latents_made_anew_of_an_unturned_picture_are_the_streams_own(samples, f
     assert (coded - kept).abs().mean() < 0.02 < kept.abs().mean()
 
 
+def test_samples_without_poses_and_forms_of_other_things_are_refused(samples, forms, tmp_path):
+    path = sorted(samples.glob("*"))[0]
+    with safe_open(path, "pt") as file:
+        kept = {k: file.get_tensor(k) for k in file.keys() if k != "pose"}  # noqa: SIM118
+        save_file(kept, tmp_path / path.name, file.metadata())
+    with pytest.raises(UserError, match="without poses; remove it"):
+        DetailSamples(tmp_path)
+    few = DetailConfig(widths=(8, 16, 16), blocks=(1, 1), forms=3)
+    config = dataclasses.replace(get_config("edge"), detail=few)
+    settings = TrainSettings(tmp_path / "out", "detail", steps=1, config=config, bf16=False)
+    with pytest.raises(UserError, match=f"set forms to {len(KINDS)} or 0"):
+        train_detail(settings, DetailData(samples, AUTOENCODER, forms))
+
+
 def test_without_samples_it_says_which_stage_makes_them(tmp_path):
     with pytest.raises(UserError, match="run the stage detail_samples first"):
         DetailSamples(tmp_path)

@@ -157,12 +157,16 @@ class Simulator:
 
     def _mask(self, geoms: list[int]) -> np.ndarray:
         """Where these geoms are seen: bool ``[h, w]``."""
+        return np.isin(self._segments(), geoms)
+
+    def _segments(self) -> np.ndarray:
+        """Which geom each pixel shows: int ``[h, w]``, -1 for none."""
         self._renderer.enable_segmentation_rendering()
         self._renderer.update_scene(self.data, camera="head")
         segments = self._renderer.render()
         self._renderer.disable_segmentation_rendering()
         is_geom = segments[..., 1] == int(self._mj.mjtObj.mjOBJ_GEOM)
-        return is_geom & np.isin(segments[..., 0], geoms)
+        return np.where(is_geom, segments[..., 0], -1)
 
     def film_body(self, scene: Scene, time: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """One body alone as the head camera sees it, a kind of thing or ``hand``: which geom each
@@ -177,17 +181,13 @@ class Simulator:
                 self._mocap(other, away, np.eye(3))
         self._mj.mj_kinematics(self.model, self.data)
         geoms = self._hand_geoms if kind == "hand" else self._geoms_of(kind)
+        seen = self._segments()
         renderer = self._renderer
-        renderer.enable_segmentation_rendering()
-        renderer.update_scene(self.data, camera="head")
-        seen = renderer.render()
-        renderer.disable_segmentation_rendering()
-        own = (seen[..., 1] == int(self._mj.mjtObj.mjOBJ_GEOM)) & np.isin(seen[..., 0], geoms)
         renderer.enable_depth_rendering()
         renderer.update_scene(self.data, camera="head")
         depth = renderer.render().copy()
         renderer.disable_depth_rendering()
-        return np.where(own, seen[..., 0], -1), depth
+        return np.where(np.isin(seen, geoms), seen, -1), depth
 
     def of_second_material(self, geoms: np.ndarray) -> np.ndarray:
         """Which of these geoms keep their own colour whatever their thing's is: bool."""
