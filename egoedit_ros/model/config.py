@@ -144,7 +144,7 @@ def _edge() -> EditorConfig:
         steady=(0.75, 0.75, 0.75, 0.75),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
-        detail=DetailConfig(),
+        detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8),
     )
 
 

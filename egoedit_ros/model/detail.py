@@ -266,9 +266,10 @@ NEAR = 1.2  # summed over the colours: answers farther apart than that are as go
 RESOLVE = 14.0
 # Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
 # a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
-CAMERA_DOUBTED, DECODER_TRUSTED = 1.5, 1.0
-# And of what a form has in its place: all of it is seen, or none.
-FORMS_TRUSTED = 0.5
+CAMERA_DOUBTED, DECODER_TRUSTED = 1.0, 0.5
+# And by which what the forms have is believed more, the thing's and the hand's: fingers that come
+# to be seen are a haze otherwise.
+FORMS_TRUSTED = (0.0, 1.0)
 
 
 def choose(answers: Answers) -> Tensor:
@@ -282,7 +283,7 @@ def choose(answers: Answers) -> Tensor:
     logits[:, 0] -= CAMERA_DOUBTED
     logits[:, 1] += DECODER_TRUSTED
     if answers.pose is not None:
-        logits[:, -BODIES:] += FORMS_TRUSTED
+        logits[:, -BODIES:] += logits.new_tensor(FORMS_TRUSTED)[:, None, None]
     told = logits.log_softmax(1)
     weights = told.exp()
     costs = torch.zeros_like(told)
