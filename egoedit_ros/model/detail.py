@@ -30,6 +30,7 @@ PLACES = 5  # a latent frame's four pictures, and the single one that begins a s
 ALONE = 4  # the latter's place
 SURE = 0.004  # width of the answer that is the camera's own colour; of colours 0..1
 UNHEARD = 10.0  # nats by which a form's answer is unlikely outside of it, before the network speaks
+SURE_OF_KIND, OPEN = 0.95, 0.02  # how likely a form is by the text; less: the picture decides
 NARROWEST, WIDEST = 0.006, 0.5
 
 
@@ -199,7 +200,7 @@ class DetailNet(nn.Module):
         x = skip2 = _through(self.middle_blocks, self.down1(F.pixel_unshuffle(x, 2)), text)
         x = self.down2(F.pixel_unshuffle(x, 2)) + self.latents(latents)
         x = _through(self.deep_blocks, x + self.place(place)[:, :, None, None], text)
-        pose, kinds, seen = self._look(x, text, skip1.shape[2:], pose, kinds)
+        pose, kinds, seen = self._look(x, text, mask, pose, kinds)
         x = skip2 + F.pixel_shuffle(self.up2(x), 2)
         x = _through(self.middle_back_blocks, x, text)
         x = skip1 + F.pixel_shuffle(self.up1(x), 2)
@@ -221,7 +222,7 @@ class DetailNet(nn.Module):
         self,
         x: Tensor,
         text: Tensor,
-        size: tuple[int, int],
+        mask: Tensor,
         pose: Tensor | None,
         kinds: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
@@ -232,8 +233,25 @@ class DetailNet(nn.Module):
         told = self.pose(x), self.kinds(text).float()
         # What is drawn does not teach where things are and of what form: that is known.
         pose = told[0].detach() if pose is None else pose
-        kinds = told[1].detach().softmax(-1) if kinds is None else kinds
-        return *told, self.forms(pose, kinds, size, 2).to(x)
+        if kinds is None:
+            kinds = self._told_kind(told[1].detach().softmax(-1), pose, mask)
+        rows, columns = mask.shape[2:]
+        return *told, self.forms(pose, kinds, (rows // 2, columns // 2), 2).to(x)
+
+    def _told_kind(self, kinds: Tensor, pose: Tensor, mask: Tensor) -> Tensor:
+        """How likely each form is ``[1 or N, forms + 1]``. Of those that one text for all pictures
+        leaves open it is the one whose outline is most like what is edited ``[N, 1, H, W]``."""
+        likely = (kinds[0, :-1] > OPEN).nonzero().flatten().tolist()
+        if self.training or len(kinds) > 1 or kinds.amax() > SURE_OF_KIND or not likely:
+            return kinds
+        edited = F.avg_pool2d(mask, CELL // 2)[:, 0] > 0.5
+        alike, forms = [], torch.eye(kinds.shape[1], device=kinds.device)
+        for kind in likely:
+            seen = self.forms(pose, forms[None, kind], tuple(edited.shape[1:]), CELL // 2)
+            inside = seen[:, 0] > 0
+            alike.append((inside & edited).sum() / (inside | edited).sum().clamp(min=1))
+        best = likely[int(torch.stack(alike).argmax())]
+        return forms[None, best]
 
     def _mixture(
         self, x: Tensor, source: Tensor, made: Tensor, bodies: tuple[Tensor, Tensor] | None
@@ -266,10 +284,10 @@ NEAR = 1.2  # summed over the colours: answers farther apart than that are as go
 RESOLVE = 14.0
 # Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
 # a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
-CAMERA_DOUBTED, DECODER_TRUSTED = 1.0, 0.5
-# And by which what the forms have is believed more, the thing's and the hand's: fingers that come
-# to be seen are a haze otherwise.
-FORMS_TRUSTED = (0.0, 1.0)
+CAMERA_DOUBTED, DECODER_TRUSTED = 1.25, 0.75
+# And by which what the forms have is believed more: of the hand, since fingers that come to be seen
+# are a haze otherwise, but not of the thing, whose place and turn are taken for known in training.
+FORMS_TRUSTED = (-0.5, 1.0)
 
 
 def choose(answers: Answers) -> Tensor:
