@@ -3,6 +3,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 import torch.nn.functional as F
 from runtime_support import small_config
@@ -18,6 +19,7 @@ from egoedit_ros.model.detail import (
     surprise,
 )
 from egoedit_ros.model.forms import SEEN
+from egoedit_ros.model.pose import POSE
 
 SMALL = small_config(detail=DetailConfig(widths=(8, 16, 16), blocks=(1, 1)))
 
@@ -113,3 +115,28 @@ def test_forms_are_heard_where_they_are():
     inner = F.avg_pool2d(mask, 2)[0, 0, 5:11, 5:11]
     color = (F.avg_pool2d(made, 2)[0, :, 5:11, 5:11] * inner).sum((1, 2)) / inner.sum()
     assert (answers.colors[0, -BODIES, :, 16, 16] - color).abs().max() < 0.1
+
+
+def test_where_the_text_leaves_the_form_open_the_picture_decides(monkeypatch):
+    """The likeliest form is a square's, what is edited is as wide as the second one's."""
+    net = DetailNet(small_config(detail=DetailConfig((8, 16, 16), (1, 1), forms=3))).eval()
+    widths = {0: 4, 1: 8, 2: 6}  # of a form's outline, in cells of 4 pixels
+
+    def outlines(pose, kinds, size, step):
+        assert step == 4
+        seen = -torch.ones(len(pose), SEEN, *size)
+        seen[:, 0, 2:6, : widths[int(kinds.argmax())]] = 1
+        return seen
+
+    monkeypatch.setattr(net.forms, "forward", outlines)
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:24] = 1
+    pose = torch.zeros(2, POSE)
+
+    def told(*likely):
+        return net._told_kind(torch.tensor([likely]), pose, mask)[0].tolist()
+
+    assert told(0.55, 0.41, 0.01, 0.03) == [0, 1, 0, 0]
+    assert told(0.97, 0.03, 0.0, 0.0) == pytest.approx([0.97, 0.03, 0, 0])  # sure by the text
+    assert told(0.6, 0.01, 0.36, 0.03) == [0, 0, 1, 0]  # the second is not in question
+    assert told(0.01, 0.01, 0.01, 0.97) == pytest.approx([0.01, 0.01, 0.01, 0.97])
