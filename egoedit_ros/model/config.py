@@ -141,7 +141,7 @@ def _from(kind: type, values: dict, **more):
 def _edge() -> EditorConfig:
     return EditorConfig(
         window_chunks=1,
-        steady=(0.75, 0.75, 0.75, 0.75),
+        steady=(0.92, 0.8, 0.8, 0.8),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
         detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8),

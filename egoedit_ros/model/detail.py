@@ -284,10 +284,10 @@ NEAR = 1.2  # summed over the colours: answers farther apart than that are as go
 RESOLVE = 14.0
 # Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
 # a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
-CAMERA_DOUBTED, DECODER_TRUSTED = 1.25, 0.75
+CAMERA_DOUBTED, DECODER_TRUSTED = 1.5, 0.75
 # And by which what the forms have is believed more: of the hand, since fingers that come to be seen
 # are a haze otherwise, but not of the thing, whose place and turn are taken for known in training.
-FORMS_TRUSTED = (-0.5, 1.0)
+FORMS_TRUSTED = (-1.0, 1.0)
 
 
 def choose(answers: Answers) -> Tensor:
