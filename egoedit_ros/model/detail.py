@@ -240,10 +240,12 @@ class DetailNet(nn.Module):
 
     def _told_kind(self, kinds: Tensor, pose: Tensor, mask: Tensor) -> Tensor:
         """How likely each form is ``[1 or N, forms + 1]``. Of those that one text for all pictures
-        leaves open it is the one whose outline is most like what is edited ``[N, 1, H, W]``."""
-        likely = (kinds[0, :-1] > OPEN).nonzero().flatten().tolist()
-        if self.training or len(kinds) > 1 or kinds.amax() > SURE_OF_KIND or not likely:
+        leaves open it is the one whose outline is most like what is edited ``[N, 1, H, W]``; but
+        none, where none is likeliest."""
+        sure = kinds.amax() > SURE_OF_KIND or kinds[0].argmax() == self.config.forms
+        if self.training or len(kinds) > 1 or sure:
             return kinds
+        likely = (kinds[0, :-1] > OPEN).nonzero().flatten().tolist()
         edited = F.avg_pool2d(mask, CELL // 2)[:, 0] > 0.5
         alike, forms = [], torch.eye(kinds.shape[1], device=kinds.device)
         for kind in likely:

@@ -139,4 +139,4 @@ def test_where_the_text_leaves_the_form_open_the_picture_decides(monkeypatch):
     assert told(0.55, 0.41, 0.01, 0.03) == [0, 1, 0, 0]
     assert told(0.97, 0.03, 0.0, 0.0) == pytest.approx([0.97, 0.03, 0, 0])  # sure by the text
     assert told(0.6, 0.01, 0.36, 0.03) == [0, 0, 1, 0]  # the second is not in question
-    assert told(0.01, 0.01, 0.01, 0.97) == pytest.approx([0.01, 0.01, 0.01, 0.97])
+    assert told(0.2, 0.1, 0.0, 0.7) == pytest.approx([0.2, 0.1, 0, 0.7])  # taken away, rather
