@@ -89,10 +89,10 @@ def check_config(config: EditorConfig, path: Path) -> None:
         raise UserError(f"{path}: both sides of size {config.size} must be multiples of 16")
     if not 0 < config.strength <= 1:
         raise UserError(f"{path}: strength is {config.strength}; it must be above 0, at most 1")
-    steady = config.steady
-    fits = isinstance(steady, tuple) and len(steady) in (0, 4)
-    if not fits or not all(isinstance(x, (int, float)) and 0 <= x < 1 for x in steady):
-        raise UserError(f"{path}: steady must be 4 numbers from 0 to below 1, or none")
+    for name, steady in (("steady", config.steady), ("steady_forms", config.steady_forms)):
+        fits = isinstance(steady, tuple) and len(steady) in (0, 4)
+        if not fits or not all(isinstance(x, (int, float)) and 0 <= x < 1 for x in steady):
+            raise UserError(f"{path}: {name} must be 4 numbers from 0 to below 1, or none")
     if not isinstance(config.sharpen, bool):
         raise UserError(f"{path}: sharpen is {config.sharpen!r}; it must be true or false")
 

@@ -92,7 +92,8 @@ class EditorConfig:
     (docs/training.md). strength: the noise to start from, before
     the shift; below 1 the edit starts from the noised source, which gives a text-to-video model
     (that has never seen a source) something to keep. steady, sharpen: what is done to the frames,
-    see :mod:`egoedit_ros.stream.steady` and :mod:`egoedit_ros.stream.edges`. text_encoder: see
+    see :mod:`egoedit_ros.stream.steady` (steady_forms: where forms are heeded, whose outlines are
+    steadier by themselves) and :mod:`egoedit_ros.stream.edges`. text_encoder: see
     :func:`~egoedit_ros.model.text.get_text_encoder`; text_folder: where its weights are.
     """
 
@@ -106,6 +107,7 @@ class EditorConfig:
     fps: float = 16.0
     strength: float = 1.0
     steady: tuple[float, ...] = ()
+    steady_forms: tuple[float, ...] = ()
     sharpen: bool = False
     text_encoder: str = "minilm"
     text_folder: str = ""
@@ -142,6 +144,7 @@ def _edge() -> EditorConfig:
     return EditorConfig(
         window_chunks=1,
         steady=(0.92, 0.8, 0.8, 0.8),
+        steady_forms=(0.8, 0.5, 0.5, 0.5),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
         detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8),

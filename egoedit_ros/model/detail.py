@@ -13,6 +13,7 @@ colour it is that to the bit.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -31,7 +32,18 @@ ALONE = 4  # the latter's place
 SURE = 0.004  # width of the answer that is the camera's own colour; of colours 0..1
 UNHEARD = 10.0  # nats by which a form's answer is unlikely outside of it, before the network speaks
 SURE_OF_KIND, OPEN = 0.95, 0.02  # how likely a form is by the text; less: the picture decides
+SAME, OTHER = 2.0, 3.5  # logits of a text: below it but colours a thing, above it surely does more
 NARROWEST, WIDEST = 0.006, 0.5
+
+
+@dataclass(slots=True)
+class Outlines:
+    """seen: of the forms, at half the size ``[N, SEEN, H/2, W/2]``; thing, hand: how much what is
+    shown is to heed their outlines, 0..1."""
+
+    seen: Tensor
+    thing: float
+    hand: float
 
 
 @dataclass(slots=True)
@@ -42,13 +54,15 @@ class Answers:
 
     pose: where the network takes the thing and the hand to be (:mod:`egoedit_ros.model.pose`),
     ``[N, POSE]``; kinds: of what form it takes the thing to be, and last that there is none: logits
-    ``[N, forms + 1]``. Both None where it knows no forms."""
+    ``[N, forms + 1]``. Both None where it knows no forms. outlines: where one text of all pictures
+    puts something else in a thing's place or takes it away."""
 
     colors: Tensor
     logits: Tensor
     widths: Tensor
     pose: Tensor | None = None
     kinds: Tensor | None = None
+    outlines: Outlines | None = None
 
 
 class _Block(nn.Module):
@@ -164,6 +178,7 @@ class DetailNet(nn.Module):
         if config.forms:
             self.pose = _PoseHead(deep)
             self.kinds = nn.Linear(text, config.forms + 1)
+            self.anew = nn.Linear(text, 1)  # logit that a text does more than to colour a thing
             self.forms = Forms(config)
             self.form_head = _FormHead(fine, self.out.out_channels + 4 * 2 * BODIES)
 
@@ -174,6 +189,16 @@ class DetailNet(nn.Module):
         weights = torch.einsum("qd,nld->nql", self.queries, self.keys(embedded))
         weights = weights.masked_fill(~there[:, None], -1e4).softmax(-1)
         return self.text((weights @ self.values(embedded)).flatten(1))
+
+    def heeded(self, text: Tensor) -> tuple[float, float]:
+        """How much the outlines of what a text, of :meth:`read`, puts in a thing's place are to be
+        heeded, and of the hand that it takes a thing from: 0..1. One text."""
+        if not self.config.forms:
+            return 0.0, 0.0
+        anew = self.anew(text).item()
+        more = min(max((anew - SAME) / (OTHER - SAME), 0.0), 1.0)
+        gone = bool(self.kinds(text).argmax() == self.config.forms)
+        return more * (not gone), more * gone
 
     def forward(
         self,
@@ -206,17 +231,19 @@ class DetailNet(nn.Module):
         x = skip1 + F.pixel_shuffle(self.up1(x), 2)
         x = _through(self.fine_back_blocks, x, text)
         said = self.out(F.silu(x))
-        bodies = None
+        bodies = outlines = None
         if seen is not None:
             more = self.form_head(seen, x, pixels)
             own = said.shape[1]
             said = torch.cat([said + more[:, :own], more[:, own:]], 1)
             with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
                 bodies = relit(seen.float(), source, made, mask), outside(seen.float())
+            if not self.training and len(text) == 1:
+                outlines = Outlines(seen.float(), *self.heeded(text))
         colors, logits, widths = self._mixture(
             F.pixel_shuffle(said.float(), 2), source, made, bodies
         )
-        return Answers(colors, logits, widths, pose, kinds)
+        return Answers(colors, logits, widths, pose, kinds, outlines)
 
     def _look(
         self,
@@ -284,27 +311,44 @@ def surprise(answers: Answers, target: Tensor) -> Tensor:
 
 NEAR = 1.2  # summed over the colours: answers farther apart than that are as good as unlike
 RESOLVE = 14.0
-# Nats by which the camera's answer is believed less, and the decoder's more, than the network says:
-# a rest of the old thing that is kept in the new one's place is seen more than a soft edge.
-CAMERA_DOUBTED, DECODER_TRUSTED = 1.5, 0.75
-# And by which what the forms have is believed more: of the hand, since fingers that come to be seen
-# are a haze otherwise, but not of the thing, whose place and turn are taken for known in training.
-FORMS_TRUSTED = (-1.0, 1.0)
 
 
-def choose(answers: Answers) -> Tensor:
-    """The share of each answer in what is shown ``[N, K, H, W]``; logits change by what is above.
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Nats by which answers are believed more than the network says: the camera's, the decoder's,
+    what the forms have of the thing and of the hand."""
 
-    An answer's cost is how far it is expected to be from the truth, where far is far; of the likely
-    ones what costs least is shown, and almost alone: the softness left is an edge's own over a
-    pixel.
+    camera: float
+    decoder: float
+    thing: float
+    hand: float
+
+    def towards(self, other: Trust, share: float) -> Trust:
+        """The same, gone ``share`` of the way to ``other``."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Trust(*(a + share * (b - a) for a, b in pairs))
+
+
+# A rest of the old thing that is kept in the new one's place is seen more than a soft edge. Fingers
+# that come to be seen are a haze, if the hand's form is not believed; the thing's place and turn
+# are taken for known in training.
+USUAL = Trust(camera=-1.5, decoder=0.75, thing=-1.0, hand=1.0)
+
+
+def choose(answers: Answers, trust: Trust = USUAL, more: Tensor | None = None) -> Tensor:
+    """The share of each answer in what is shown ``[N, K, H, W]``.
+
+    more: likewise nats, ``[N, K, H, W]``. An answer's cost is how far it is expected to be from the
+    truth, where far is far; of the likely ones what costs least is shown, and almost alone: the
+    softness left is an edge's own over a pixel.
     """
     logits = answers.logits.clone()
-    logits[:, 0] -= CAMERA_DOUBTED
-    logits[:, 1] += DECODER_TRUSTED
+    logits[:, 0] += trust.camera
+    logits[:, 1] += trust.decoder
     if answers.pose is not None:
-        logits[:, -BODIES:] += logits.new_tensor(FORMS_TRUSTED)[:, None, None]
-    told = logits.log_softmax(1)
+        logits[:, -BODIES] += trust.thing
+        logits[:, 1 - BODIES] += trust.hand
+    told = (logits if more is None else logits + more).log_softmax(1)
     weights = told.exp()
     costs = torch.zeros_like(told)
     for a, b in itertools.combinations(range(told.shape[1]), 2):

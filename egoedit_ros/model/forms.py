@@ -22,6 +22,7 @@ WAVES = (0.5, 1.0, 2.0)  # to a unit
 OUTLINE = 1.0  # units; farther inside or outside is no more said
 TOLD = 6  # of a thing: outline, outline of its second material, face's normal (3), depth
 CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a tenth of a unit
+EDGE = 25.0  # likewise; a pixel is about 0.05 units
 SEEN = 2 * (TOLD + 2)
 
 
@@ -119,6 +120,39 @@ def relit(seen: Tensor, source: Tensor, made: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([thing, shown[2]], 1).clamp(0, 1)
 
 
+FITS = 4  # times that colours are fitted anew
+LITTLE = 0.03  # of a pixel: how much grey is in what is fitted then; a bottle's cap is few pixels
+ODD = 0.12  # summed over the colours: what is farther from what was fitted counts less
+
+
+def relit_again(seen: Tensor, shown: Tensor, edited: Tensor) -> Tensor:
+    """The thing with the light of what is shown of it ``[N, 3, H, W]``, colours in 0..1.
+
+    As :func:`relit`, but what does not fit (a finger, what is behind it) counts less each time.
+    seen: of :class:`Forms`, at half the size; shown: ``[N, 3, H, W]`` in 0..1; edited: how far that
+    is not the camera's ``[N, 1, H, W]``.
+    """
+    first = torch.sigmoid(SHARP * (seen[:, :1] - WITHIN))
+    second = torch.sigmoid(SHARP * seen[:, 1:2])
+    half, edited, fine = F.avg_pool2d(shown, 2), F.avg_pool2d(edited, 2), _fine(seen[:, :TOLD])
+    faces, parts = _faces(seen, 2), []
+    for inner in (first * (1 - second) * edited, second * edited):
+        weight = inner
+        for _ in range(FITS):
+            light = _light(faces, weight, half, LITTLE)
+            off = torch.einsum("nfc,nfhw->nchw", light, faces) - half
+            weight = inner / (1 + (off.abs().sum(1, keepdim=True) / ODD).square())
+        parts.append(torch.einsum("nfc,nfhw->nchw", light, _faces(fine, 2)))
+    share = torch.sigmoid(2 * SHARP * fine[:, 1:2])
+    return (parts[0] * (1 - share) + parts[1] * share).clamp(0, 1)
+
+
+def inside(seen: Tensor) -> Tensor:
+    """How far inside of the thing's outline and the hand's each pixel is, 0..1, with soft edges of
+    about a pixel: ``[N, 2, H, W]`` at twice the size of ``seen``."""
+    return 0.5 + 0.5 * torch.tanh(EDGE * _fine(seen[:, (0, TOLD)]))
+
+
 def outside(seen: Tensor) -> Tensor:
     """How far outside of the thing's outline and the hand's each pixel is, from 0 (inside) to 1:
     ``[N, 2, H, W]`` at twice the size of ``seen``."""
@@ -133,15 +167,16 @@ def _faces(seen: Tensor, begin: int) -> Tensor:
     return torch.cat([torch.ones_like(seen[:, :1]), seen[:, begin : begin + 3]], 1)
 
 
-def _light(faces: Tensor, weight: Tensor, picture: Tensor) -> Tensor:
-    """Coefficients ``[N, 4, 3]`` of colours by ``faces`` ``[N, 4, h, w]``, by least squares."""
+def _light(faces: Tensor, weight: Tensor, picture: Tensor, grey: float = 1.0) -> Tensor:
+    """Coefficients ``[N, 4, 3]`` of colours by ``faces`` ``[N, 4, h, w]``, by least squares; beside
+    so many pixels of a grey."""
     weighed = faces * weight
     square = torch.einsum("nfhw,nghw->nfg", weighed, faces)
     told = torch.einsum("nfhw,nchw->nfc", weighed, picture)
     # Where little is seen: one grey.
     some = weight.sum((1, 2, 3))[:, None, None]
     known = torch.diag_embed(torch.tensor([0.0, 1, 1, 1], device=faces.device))
-    square = square + (0.03 * some + 1.0) * known + torch.eye(4, device=faces.device)
-    grey = torch.zeros_like(told)
-    grey[:, 0] = 0.5
-    return torch.linalg.solve(square, told + grey)
+    square = square + (0.03 * some + grey) * known + grey * torch.eye(4, device=faces.device)
+    middle = torch.zeros_like(told)
+    middle[:, 0] = 0.5 * grey
+    return torch.linalg.solve(square, told + middle)

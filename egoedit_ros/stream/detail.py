@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.model.autoencoder import CELL
-from egoedit_ros.model.detail import ALONE, DetailNet, choose
+from egoedit_ros.model.detail import ALONE, DetailNet
+from egoedit_ros.model.show import show
 
 SQUARES = (64, 96, 112)  # pixels a side: a small thing takes less time
 MOST = (0.03, 0.97)  # of what changes, along a side, that a square is to hold
@@ -100,10 +101,10 @@ def draw(
         torch.tensor(place, device=weight.device),
         told,
     )
-    shares = choose(answers)
+    colors, shares = show(answers)
     shares = torch.where(shares < FAINTEST, 0, shares)
     shares = shares / shares.sum(1, keepdim=True)
-    shown = (shares[:, :, None] * answers.colors).sum(1).mul(255).clamp(0, 255)
+    shown = (shares[:, :, None] * colors).sum(1).mul(255).clamp(0, 255)
     seen = 255 * (1 - shares[:, 0])
     seam = torch.from_numpy(_seam(square, mask.shape[1:])).to(seen)
     shown = shown.permute(0, 2, 3, 1).cpu().numpy()

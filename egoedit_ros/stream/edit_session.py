@@ -387,7 +387,10 @@ class EditSession:
         return self._finished(work)
 
     def _finished(self, work: ChunkWork) -> ChunkWork:
+        weights = ()
         if self._detail is not None and self.preserve:
+            if max(self._detail.heeded(work.told)) > 0.5:
+                weights = self.model.config.steady_forms
             latents = torch.cat([work.edited, work.latents[0]], 1)
             work.picture, work.mask = draw(
                 self._detail, work.told, work.frames, work.picture, work.mask, latents, work.first
@@ -399,7 +402,7 @@ class EditSession:
         work.mask = mask
         if self._steady is not None:
             work.picture, work.mask = self._steady(
-                work.frames, work.picture, work.mask, work.first, work.joins
+                work.frames, work.picture, work.mask, work.first, work.joins, weights
             )
         if self.model.config.sharpen:
             work.picture = sharpen(work.frames, work.picture, work.mask)

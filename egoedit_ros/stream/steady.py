@@ -58,14 +58,21 @@ class Steadier:
         self._flow.setGradientDescentIterations(12)
 
     def __call__(
-        self, source: np.ndarray, edited: np.ndarray, mask: np.ndarray, first: bool, joins: bool
+        self,
+        source: np.ndarray,
+        edited: np.ndarray,
+        mask: np.ndarray,
+        first: bool,
+        joins: bool,
+        weights: tuple[float, ...] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """A chunk's edited pictures ``[n, h, w, 3]``, uint8 rgb, steadied, and where the edit is in
         them ``[n, h, w]``: where that is 0 they are the source's.
 
         first: the chunk begins its stream, with a latent frame of one picture. joins: the picture
-        before shows the same edit.
+        before shows the same edit. weights: for this chunk, instead of the usual ones.
         """
+        weights = weights or self.weights
         if not joins:
             self._last = None
         there = mask.max(0)
@@ -76,13 +83,13 @@ class Steadier:
             edited, mask = edited.copy(), mask.copy()
             for index in range(len(edited)):
                 place = (index - first) % GROUP
-                if self._last is not None and self.weights[place]:
-                    self._blend(source[index], edited[index], mask[index], box, place)
+                if self._last is not None and weights[place]:
+                    self._blend(source[index], edited[index], mask[index], box, place, weights)
                 self._last = _Picture(source[index], edited[index], mask[index])
         self._last = _Picture(source[-1].copy(), edited[-1].copy(), mask[-1].copy())
         return edited, mask
 
-    def _blend(self, source, edited, mask, box, place: int) -> None:
+    def _blend(self, source, edited, mask, box, place: int, weights: tuple[float, ...]) -> None:
         before, here = self._last, edited[box]
         now, past = source[box], before.source[box]
         flow = self._flow.calc(*(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (now, past)), None)
@@ -92,7 +99,7 @@ class Steadier:
         seen, was = (_carried(x, flow, cv2.INTER_LINEAR) for x in (past, before.mask[box]))
         # What is carried many times over must not lose its edges by it.
         carried = _carried(before.edited[box], flow, cv2.INTER_CUBIC).astype(np.float32)
-        share = np.maximum(mask[box], was) * np.float32(self.weights[place] / 255)
+        share = np.maximum(mask[box], was) * np.float32(weights[place] / 255)
         red, green, blue = cv2.split(cv2.absdiff(seen, now))
         off = cv2.blur(cv2.max(cv2.max(red, green), blue), (5, 5))
         share *= np.clip(2 - off / np.float32(SOURCE_OFF), 0, 1)

@@ -223,6 +223,7 @@ class DetailStep:
         rows = s.rows[which]
         got["place"] = torch.from_numpy(rows[:, 1])
         got["kinds"] = torch.tensor([s.kinds[i] for i in rows[:, 2]])
+        got["anew"] = torch.tensor([float(s.tasks[i] != "recolour") for i in rows[:, 2]])
         got["embedded"] = torch.stack([self.text[s.texts[i]].float() for i in rows[:, 2]])
         if flip:
             for name in PICTURES:
@@ -308,11 +309,14 @@ def detail_loss(
     if answers.pose is not None:
         off = pose_errors(answers.pose, batch["pose"], target.shape[-1])
         unknown = F.cross_entropy(answers.kinds.expand(len(target), -1), batch["kinds"])
-        loss = loss + unknown
+        more = model.anew(model.read(batch["embedded"]).detach())[:, 0]
+        coloured = F.binary_cross_entropy_with_logits(more, batch["anew"])
+        loss = loss + unknown + coloured
         for name, value in off.items():
             loss = loss + value * (1.0 if name.endswith(("line", "curl")) else PIXEL)
         told = {f"off_{n}": off[n].detach() for n in ("thing", "thing_axes", "hand", "curl")}
         told |= {"surprise": surprised.detach(), "kind": unknown.detach()}
+        told["anew"] = coloured.detach()
     with torch.no_grad():
         shown = (choose(answers)[:, :, None] * answers.colors).sum(1)
         before = ((source - target).square().sum(1) * edited).sum().clamp(min=1e-6)

@@ -85,11 +85,12 @@ def test_a_pickle_is_not_run(folder):
         load_editor(folder)
 
 
+@pytest.mark.parametrize("name", ["steady", "steady_forms"])
 @pytest.mark.parametrize("steady", [0.5, [0.5], ["a"] * 4, [0.5, 0.5, 0.5, 1.0]])
-def test_a_filter_that_cannot_be_is_one_line(folder, steady):
-    values = CONFIG.to_dict() | {"steady": steady}
+def test_a_filter_that_cannot_be_is_one_line(folder, name, steady):
+    values = CONFIG.to_dict() | {name: steady}
     (folder / "config.json").write_text(__import__("json").dumps(values))
-    with pytest.raises(UserError, match="steady must be 4 numbers"):
+    with pytest.raises(UserError, match=f"{name} must be 4 numbers"):
         load_editor(folder)
 
 

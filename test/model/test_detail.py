@@ -140,3 +140,22 @@ def test_where_the_text_leaves_the_form_open_the_picture_decides(monkeypatch):
     assert told(0.97, 0.03, 0.0, 0.0) == pytest.approx([0.97, 0.03, 0, 0])  # sure by the text
     assert told(0.6, 0.01, 0.36, 0.03) == [0, 0, 1, 0]  # the second is not in question
     assert told(0.2, 0.1, 0.0, 0.7) == pytest.approx([0.2, 0.1, 0, 0.7])  # taken away, rather
+
+
+def test_a_text_says_whose_outlines_are_heeded():
+    """Of what is placed the thing's, of what is taken away the hand's, of what is coloured none."""
+    net = DetailNet(small_config(detail=DetailConfig((8, 16, 16), (1, 1), forms=3))).eval()
+    for layer in (net.anew, net.kinds):
+        torch.nn.init.zeros_(layer.weight)
+    text = torch.zeros(1, net.config.told)
+    net.kinds.bias.data = torch.tensor([5.0, 0, 0, 0])
+    for logit, heeded in ((-2.0, 0.0), (2.75, 0.5), (6.0, 1.0)):
+        net.anew.bias.data.fill_(logit)
+        assert net.heeded(text) == (pytest.approx(heeded), 0.0)
+    net.kinds.bias.data = torch.tensor([0.0, 0, 0, 5])
+    assert net.heeded(text) == (0.0, 1.0)
+    assert DetailNet(SMALL).heeded(torch.zeros(1, SMALL.detail.told)) == (0.0, 0.0)
+    outlines = net(*_inputs(1), text).outlines
+    assert (outlines.thing, outlines.hand) == (0.0, 1.0)
+    # Texts of their own, as in training.
+    assert net(*_inputs(2), text.expand(2, -1)).outlines is None

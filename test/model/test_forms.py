@@ -4,7 +4,7 @@
 import torch
 
 from egoedit_ros.model.config import DetailConfig
-from egoedit_ros.model.forms import SEEN, TOLD, Forms, outside, relit
+from egoedit_ros.model.forms import SEEN, TOLD, Forms, inside, outside, relit, relit_again
 from egoedit_ros.model.pose import POSE
 
 
@@ -59,3 +59,30 @@ def test_a_form_is_left_unheard_outside_of_its_outline():
     seen[:, 0], seen[:, TOLD] = 0.5, -0.5
     thing, hand = outside(seen)[0]
     assert thing.shape == (16, 16) and thing.max() < 0.01 and hand.min() > 0.99
+
+
+def test_inside_and_outside_are_told_by_the_outline():
+    seen = torch.full((1, SEEN, 8, 8), -1.0)
+    seen[:, 0, :, 4:] = 1.0
+    thing, hand = inside(seen)[0]
+    assert (thing[:, 9:] > 0.95).all() and (thing[:, :7] < 0.05).all() and (hand < 0.05).all()
+
+
+def test_a_finger_in_front_of_a_thing_does_not_colour_it():
+    """Nor is a bottle's cap of a few pixels grey."""
+    seen = torch.full((1, SEEN, 24, 24), -1.0)
+    seen[0, 0] = 1.0
+    seen[0, 1, :3, 10:14] = 1.0
+    seen[0, 2:5] = torch.tensor([0.0, 0.0, -1.0])[:, None, None]
+    blue, white, skin = (
+        torch.tensor(c)[:, None, None] for c in ([0.1, 0.2, 0.8], [0.95] * 3, [0.8, 0.6, 0.5])
+    )
+    shown = blue.expand(1, 3, 48, 48).clone()
+    shown[..., :6, 20:28] = white
+    whole = shown.clone()
+    shown[..., 20:32, 10:48] = skin
+    got = relit_again(seen, shown, torch.ones(1, 1, 48, 48))
+    clear = torch.ones(48, 48, dtype=torch.bool)
+    clear[:9, 17:31] = False
+    assert (got - whole)[..., clear].abs().max() < 0.06
+    assert (got[..., :4, 22:26] - white).abs().max() < 0.06

@@ -12,6 +12,7 @@ from egoedit_ros.model.config import DetailConfig, get_config
 from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.stream.detail import SQUARES, Square, draw, square_around
 from egoedit_ros.stream.edit_session import EditSession
+from egoedit_ros.stream.steady import Steadier
 
 HEIGHT, WIDTH = 192, 256
 CELLS = (HEIGHT // 8, WIDTH // 8)
@@ -135,3 +136,22 @@ def test_a_stream_is_drawn_anew_at_its_models_own_size(monkeypatch, size, drawn)
     for chunk in pictures(with_one, 3):
         shown.append([session.run(chunk).frames for session in (with_one, without)])
     assert any(not np.array_equal(a, b) for a, b in shown) == drawn
+
+
+@pytest.mark.parametrize(("heeded", "given"), [((0.0, 0.9), (0.5,) * 4), ((0.2, 0.0), ())])
+def test_where_forms_are_heeded_a_stream_is_steadied_as_its_model_says(monkeypatch, heeded, given):
+    session, _ = _sessions((128, 96))
+    config = dataclasses.replace(session.model.config, steady=(0.9,) * 4, steady_forms=(0.5,) * 4)
+    session = EditSession(dataclasses.replace(session.model, config=config), size=(128, 96))
+    session.set_instruction(TEXT, 3)
+    monkeypatch.setattr(DetailNet, "heeded", lambda *_: heeded)
+    got, steadied = [], Steadier.__call__
+
+    def call(self, *args):
+        got.append(args[-1])
+        return steadied(self, *args)
+
+    monkeypatch.setattr(Steadier, "__call__", call)
+    for chunk in pictures(session, 2):
+        session.run(chunk)
+    assert got and all(weights == given for weights in got)

@@ -123,3 +123,14 @@ def test_a_session_carries_nothing_over_to_another_instruction():
             one, other = steady.run(chunk).frames, plain.run(chunk).frames
             as_made.append(np.array_equal(one[0], other[0]))
     assert as_made == [True, False, True, False]
+
+
+def test_a_chunk_may_be_steadied_less():
+    source, edited, mask, _ = _film(2)
+    made = []
+    for weights in ((), (0.5, 0.2, 0.2, 0.2)):
+        steadier = Steadier(WEIGHTS)
+        steadier(source[:1], edited[:1], mask[:1], True, False)
+        shown, _ = steadier(source[1:], edited[1:], mask[1:], False, True, weights)
+        made.append(float(np.abs(shown.astype(int) - edited[1:]).mean()))
+    assert 0 < made[1] < made[0] / 2

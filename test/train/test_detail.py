@@ -105,6 +105,7 @@ def test_a_network_learns_from_them(samples, forms, tmp_path):
         [r["off_thing"] for r in rows[:5]]
     )
     assert np.mean([r["kind"] for r in rows[-10:]]) < np.mean([r["kind"] for r in rows[:5]])
+    assert np.mean([r["anew"] for r in rows[-10:]]) < rows[0]["anew"]
     weights = read_safetensors(tmp_path / "a" / "detail.safetensors")
     known = read_safetensors(forms)  # by heart, so as they are
     assert all(

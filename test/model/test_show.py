@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of bodies that are known by heart whole outlines are shown, unless they are in a wrong place."""
+
+import torch
+
+from egoedit_ros.model.detail import Answers, Outlines, choose
+from egoedit_ros.model.forms import SEEN, TOLD
+from egoedit_ros.model.show import show
+
+SIDE = 32
+TABLE, GREEN, SKIN, PURPLE = (
+    torch.tensor(c) for c in ([0.4] * 3, [0.1, 0.6, 0.1], [0.8, 0.6, 0.5], [0.5, 0.1, 0.6])
+)
+
+
+def _square(begin, end, inner=1.0, outer=-1.0):
+    out = torch.full((SIDE // 2, SIDE // 2), outer)
+    out[begin // 2 : end // 2, begin // 2 : end // 2] = inner
+    return out
+
+
+def _answers(thing, hand, heeded, camera=PURPLE, own=(TABLE, GREEN), logits=(0.0, 0.0)):
+    """Everywhere the own colours are as likely as ``logits`` say; the camera's and the decoder's
+    hardly are. thing, hand: outlines ``[side, side]``; the hand's answer is skin."""
+    colors = torch.stack([camera, own[0], *own, GREEN, SKIN])
+    colors = colors[None, :, :, None, None].expand(1, -1, -1, SIDE, SIDE).contiguous()
+    likely = torch.tensor([-9.0, -9.0, *logits, -9.0, -9.0])[None, :, None, None]
+    likely = likely.expand(1, -1, SIDE, SIDE).contiguous()
+    seen = torch.full((1, SEEN, SIDE // 2, SIDE // 2), -1.0)
+    seen[0, 0], seen[0, TOLD] = thing, hand
+    seen[0, 2:5] = torch.tensor([0.0, 0.0, -1.0])[:, None, None]
+    pose = torch.zeros(1, 23)
+    outlines = Outlines(seen, *heeded)
+    return Answers(colors, likely, torch.full_like(likely, 0.02), pose, None, outlines)
+
+
+def _shown(answers):
+    colors, shares = show(answers)
+    assert torch.allclose(shares.sum(1), torch.ones(1, SIDE, SIDE), atol=1e-4)
+    return (shares[:, :, None] * colors).sum(1)[0].permute(1, 2, 0)
+
+
+def _off(shown, color):
+    return float((shown - color).abs().max())
+
+
+NOWHERE = _square(0, 0)
+
+
+def test_a_thing_is_shown_as_far_as_its_outline_reaches():
+    """Answers are torn between table and thing, and put it two pixels too far to the right."""
+    answers = _answers(_square(10, 22), NOWHERE, (1.0, 0.0))
+    answers.logits[:, 2, :, :] += 0.6
+    answers.logits[:, 3, 10:22, 12:24] += 1.2
+    shown = _shown(answers)
+    assert _off(shown[12:20, 11:21], GREEN) < 0.15
+    assert max(_off(shown[:, :9], TABLE), _off(shown[:, 23:], TABLE)) < 0.15
+    answers.outlines = None
+    usual = _shown(answers)
+    assert _off(usual[11:21, 11], TABLE) < 0.1 and _off(usual[11:21, 23], GREEN) < 0.1
+
+
+def test_an_outline_in_a_wrong_place_is_not_heeded():
+    """The answers are sure enough that the thing is everywhere; a small outline does not cut it."""
+    answers = _answers(_square(4, 10), NOWHERE, (1.0, 0.0), logits=(0.0, 2.0))
+    assert _off(_shown(answers), GREEN) < 0.1
+
+
+def test_fingers_that_come_to_be_seen_are_whole():
+    given = {"own": (TABLE, SKIN), "logits": (0.8, 0.0)}
+    shown = _shown(_answers(NOWHERE, _square(14, 18), (0.0, 1.0), **given))
+    assert _off(shown[15:17, 15:17], SKIN) < 0.1 and _off(shown[:10], TABLE) < 0.1
+    usual = _shown(_answers(NOWHERE, _square(14, 18), (0.0, 0.0), **given))
+    assert _off(usual, TABLE) < 0.1
+
+
+def test_a_hand_that_the_camera_sees_stays_outside_of_the_forms_outline():
+    answers = _answers(NOWHERE, NOWHERE, (0.0, 1.0), camera=SKIN)
+    answers.logits[:, 0] = 3.0
+    assert (show(answers)[1][:, 0] > 0.95).all()
+
+
+def test_nothing_is_changed_where_forms_are_not_to_be_heeded():
+    answers = _answers(_square(10, 22), _square(2, 8), (0.0, 0.0))
+    colors, shares = show(answers)
+    assert colors is answers.colors and torch.equal(shares, choose(answers))
+    answers.outlines = None
+    assert torch.equal(show(answers)[1], shares)
