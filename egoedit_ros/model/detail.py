@@ -335,12 +335,31 @@ class Trust:
 USUAL = Trust(camera=-1.5, decoder=0.75, thing=-1.0, hand=1.0)
 
 
-def choose(answers: Answers, trust: Trust = USUAL, more: Tensor | None = None) -> Tensor:
+Apart = dict[tuple[int, int], Tensor]  # how unlike each two answers are ``[N, H, W]``, 0..1
+
+
+def apart(colors: Tensor, known: Apart | None = None, changed: int = 0) -> Apart:
+    """Of colours ``[N, K, 3, H, W]``. known: of the same, but for those of answer ``changed``."""
+    pairs = itertools.combinations(range(colors.shape[1]), 2)
+    return {
+        (a, b): known[a, b]
+        if known is not None and changed not in (a, b)
+        else (colors[:, a] - colors[:, b]).abs().sum(1).div(NEAR).clamp(max=1)
+        for a, b in pairs
+    }
+
+
+def choose(
+    answers: Answers,
+    trust: Trust = USUAL,
+    more: Tensor | None = None,
+    known: Apart | None = None,
+) -> Tensor:
     """The share of each answer in what is shown ``[N, K, H, W]``.
 
-    more: likewise nats, ``[N, K, H, W]``. An answer's cost is how far it is expected to be from the
-    truth, where far is far; of the likely ones what costs least is shown, and almost alone: the
-    softness left is an edge's own over a pixel.
+    more: likewise nats, ``[N, K, H, W]``; known: of :func:`apart`. An answer's cost is how far it
+    is expected to be from the truth, where far is far; of the likely ones what costs least is
+    shown, and almost alone: the softness left is an edge's own over a pixel.
     """
     logits = answers.logits.clone()
     logits[:, 0] += trust.camera
@@ -351,8 +370,7 @@ def choose(answers: Answers, trust: Trust = USUAL, more: Tensor | None = None) -
     told = (logits if more is None else logits + more).log_softmax(1)
     weights = told.exp()
     costs = torch.zeros_like(told)
-    for a, b in itertools.combinations(range(told.shape[1]), 2):
-        off = (answers.colors[:, a] - answers.colors[:, b]).abs().sum(1).div(NEAR).clamp(max=1)
+    for (a, b), off in (apart(answers.colors) if known is None else known).items():
         costs[:, a] += weights[:, b] * off
         costs[:, b] += weights[:, a] * off
     return (told - RESOLVE * costs).softmax(1)

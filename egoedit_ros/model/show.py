@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egoedit_ros.model.detail import BODIES, USUAL, Answers, Trust, choose
+from egoedit_ros.model.detail import BODIES, USUAL, Answers, Trust, apart, choose
 from egoedit_ros.model.forms import inside, relit_again
 
 # Nats by which colours like a body's are likelier inside of its outline, and less likely outside.
@@ -39,13 +39,15 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     if known is None or not max(known.thing, known.hand):
         return answers.colors, choose(answers)
     within = inside(known.seen)
-    usual = choose(answers)
+    unlike = apart(answers.colors)
+    usual = choose(answers, known=unlike)
     if known.thing:
         answers = dataclasses.replace(answers, colors=_with_thing(answers, usual))
+        unlike = apart(answers.colors, unlike, answers.colors.shape[1] - BODIES)
         trust, more = USUAL.towards(PLACED, known.thing), known.thing * _thing(answers, within)
     else:
         trust, more = USUAL.towards(GONE, known.hand), known.hand * _hand(answers, within)
-    outlined = choose(answers, trust, more)
+    outlined = choose(answers, trust, more, unlike)
     off = ((outlined - usual)[:, :, None] * answers.colors).sum(1)
     off = _mean(off, AROUND).abs().sum(1, keepdim=True)
     heeded = _mean(((UNLIKE - off) / (UNLIKE - ALIKE)).clamp(0, 1), AROUND // 2 + 1)
@@ -54,7 +56,11 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
 
 def _mean(x: Tensor, size: int) -> Tensor:
     """Over squares of so many pixels a side, an odd number."""
-    return F.avg_pool2d(F.pad(x, [size // 2] * 4, mode="replicate"), size, 1)
+    x = F.pad(x, [size // 2] * 4, mode="replicate")
+    for axis in (2, 3):  # faster than pooling
+        length = x.shape[axis] - size + 1
+        x = sum(x.narrow(axis, begin, length) for begin in range(size)) / size
+    return x
 
 
 def _with_thing(answers: Answers, shares: Tensor) -> Tensor:
