@@ -14,6 +14,7 @@ from egoedit_ros.model.autoencoder import build_autoencoder
 from egoedit_ros.model.config import EditorConfig
 from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.model.memory import require_memory
+from egoedit_ros.model.packed import pack, unpack
 from egoedit_ros.model.tensor_files import FLOATS
 from egoedit_ros.model.transformer import Transformer
 
@@ -112,9 +113,8 @@ def load_editor(
     require_memory(f"{config.name} ({count / 1e9:.2f}B)", 4 * count, "cpu")
     for name, network in zip(PARTS, networks, strict=False):
         path = folder / f"{name}.safetensors"
-        tensors = {
-            k: v.float() if v.dtype in FLOATS else v for k, v in read_safetensors(path).items()
-        }
+        tensors = unpack(read_safetensors(path), path)
+        tensors = {k: v.float() if v.dtype in FLOATS else v for k, v in tensors.items()}
         fill(network, tensors, path, assign=True)
         network.eval().requires_grad_(False)
     return config, networks[0], networks[1], networks[2] if config.detail is not None else None
@@ -127,7 +127,8 @@ def save_editor(
     autoencoder: nn.Module,
     detail: DetailNet | None = None,
 ) -> None:
-    """Write an editor with weights in float16 (buffers that scale latents stay float32)."""
+    """Write an editor with weights in float16 (buffers that scale latents stay float32), the detail
+    network's convolutions in a byte to a weight (:mod:`egoedit_ros.model.packed`)."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,8 @@ def save_editor(
             k: (v if k in exact else v.to(torch.float16)).contiguous()
             for k, v in network.state_dict().items()
         }
+        if name == "detail":
+            tensors = pack(tensors)
         part = folder / f"{name}.part"
         save_file(tensors, part, metadata={"format": "pt"})
         part.chmod(0o644)

@@ -68,7 +68,8 @@ class DetailConfig:
     fine_blocks: at 1/2 on the way back; answers: colours of its own to each pixel; queries: to the
     text; told: numbers that the text comes to; cells: of latents along a side that a cell sees (1
     or 3); forms: of things that it knows by heart (:mod:`egoedit_ros.model.forms`); 0: none, nor
-    where things are.
+    where things are; places: whether it looks again at where these are
+    (:mod:`egoedit_ros.model.places`).
     """
 
     widths: tuple[int, int, int] = (40, 96, 192)
@@ -79,6 +80,7 @@ class DetailConfig:
     told: int = 128
     cells: int = 3
     forms: int = 0
+    places: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _edge() -> EditorConfig:
         steady_forms=(0.8, 0.5, 0.5, 0.5),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
-        detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8),
+        detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8, places=True),
     )
 
 

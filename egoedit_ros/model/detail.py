@@ -13,7 +13,6 @@ colour it is that to the bit.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 from egoedit_ros.model.autoencoder import CELL
 from egoedit_ros.model.config import DetailConfig, EditorConfig
-from egoedit_ros.model.forms import SEEN, Forms, outside, relit
+from egoedit_ros.model.forms import SEEN, Forms, Usual, outside, relit
+from egoedit_ros.model.places import Places
 from egoedit_ros.model.pose import FRAME
 
 BODIES = 2  # answers of forms: the thing's, the hand's
@@ -39,11 +39,22 @@ NARROWEST, WIDEST = 0.006, 0.5
 @dataclass(slots=True)
 class Outlines:
     """seen: of the forms, at half the size ``[N, SEEN, H/2, W/2]``; thing, hand: how much what is
-    shown is to heed their outlines, 0..1."""
+    shown is to heed their outlines, 0..1; usual: the light of the thing's second material."""
 
     seen: Tensor
     thing: float
     hand: float
+    usual: Usual | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What squares are cut from, as far as bodies are looked for in it. pictures: the camera's
+    ``[N, 3, H, W]`` in 0..1; row, column: where the squares begin there, in pixels."""
+
+    pictures: Tensor
+    row: int
+    column: int
 
 
 @dataclass(slots=True)
@@ -181,6 +192,8 @@ class DetailNet(nn.Module):
             self.anew = nn.Linear(text, 1)  # logit that a text does more than to colour a thing
             self.forms = Forms(config)
             self.form_head = _FormHead(fine, self.out.out_channels + 4 * 2 * BODIES)
+            if config.places:
+                self.places = Places()
 
     def read(self, embedded: Tensor) -> Tensor:
         """Token embeddings ``[N, L, text_dim]`` (zeros beyond the text) to what :meth:`forward`
@@ -210,13 +223,15 @@ class DetailNet(nn.Module):
         text: Tensor,
         pose: Tensor | None = None,
         kinds: Tensor | None = None,
+        whole: Whole | None = None,
     ) -> Answers:
         """Weigh answers to each pixel.
 
         source, made: float32 ``[N, 3, H, W]`` in 0..1; mask: ``[N, 1, H, W]``, where the decoder
         sees an edit; latents: edited and source ``[N, 2C, H/8, W/8]``; place: of each picture in
         its latent frame ``[N]``; text: of :meth:`read`; pose: where the bodies are, ``[N, POSE]``
-        float32, instead of where the network takes them to be; kinds: likewise, ``[N, forms + 1]``.
+        float32, instead of where the network takes them to be; kinds: likewise, ``[N, forms + 1]``;
+        whole: what the squares are of, to look again at where bodies are whose outlines are heeded.
         """
         x = torch.cat([2 * source - 1, 2 * made - 1, mask], 1)
         x = x.to(self.inside.weight)  # the answers below keep the camera's colours exactly
@@ -225,7 +240,9 @@ class DetailNet(nn.Module):
         x = skip2 = _through(self.middle_blocks, self.down1(F.pixel_unshuffle(x, 2)), text)
         x = self.down2(F.pixel_unshuffle(x, 2)) + self.latents(latents)
         x = _through(self.deep_blocks, x + self.place(place)[:, :, None, None], text)
-        pose, kinds, seen = self._look(x, text, mask, pose, kinds)
+        heed = None if self.training or len(text) > 1 else self.heeded(text)
+        told = self._place(x, heed, whole) if self.config.forms else None
+        kinds, seen = self._look(text, mask, told if pose is None else pose, kinds)
         x = skip2 + F.pixel_shuffle(self.up2(x), 2)
         x = _through(self.middle_back_blocks, x, text)
         x = skip1 + F.pixel_shuffle(self.up1(x), 2)
@@ -233,37 +250,44 @@ class DetailNet(nn.Module):
         said = self.out(F.silu(x))
         bodies = outlines = None
         if seen is not None:
-            more = self.form_head(seen, x, pixels)
+            more = self.form_head(seen.to(x), x, pixels)
             own = said.shape[1]
             said = torch.cat([said + more[:, :own], more[:, own:]], 1)
             with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
-                bodies = relit(seen.float(), source, made, mask), outside(seen.float())
-            if not self.training and len(text) == 1:
-                outlines = Outlines(seen.float(), *self.heeded(text))
+                bodies = relit(seen, source, made, mask), outside(seen)
+            if heed is not None:
+                kind = int(kinds[0].argmax())
+                usual = self.forms.usual(kind) if kind < self.config.forms else None
+                outlines = Outlines(seen, *heed, usual)
         colors, logits, widths = self._mixture(
             F.pixel_shuffle(said.float(), 2), source, made, bodies
         )
-        return Answers(colors, logits, widths, pose, kinds, outlines)
+        return Answers(colors, logits, widths, told, kinds, outlines)
+
+    def _place(self, x: Tensor, heed: tuple[float, float] | None, whole: Whole | None) -> Tensor:
+        """Where it takes the bodies to be, looked at again where their outlines are heeded."""
+        pose = self.pose(x)
+        if not self.config.places or whole is None or heed is None or not any(heed):
+            return pose
+        corner = torch.zeros_like(pose[:1])
+        corner[:, [0, FRAME]], corner[:, [1, FRAME + 1]] = float(whole.column), float(whole.row)
+        thing, hand = (share > 0 for share in heed)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.places(pose + corner, whole.pictures, thing, hand) - corner
 
     def _look(
-        self,
-        x: Tensor,
-        text: Tensor,
-        mask: Tensor,
-        pose: Tensor | None,
-        kinds: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        """Where it takes the bodies to be and of what form, and what is seen of these there, or of
+        self, text: Tensor, mask: Tensor, pose: Tensor | None, kinds: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of what form it takes the thing to be, and what is seen of the bodies of that form, or of
         what is known."""
         if not self.config.forms:
-            return None, None, None
-        told = self.pose(x), self.kinds(text).float()
+            return None, None
+        told = self.kinds(text).float()
         # What is drawn does not teach where things are and of what form: that is known.
-        pose = told[0].detach() if pose is None else pose
         if kinds is None:
-            kinds = self._told_kind(told[1].detach().softmax(-1), pose, mask)
+            kinds = self._told_kind(told.detach().softmax(-1), pose.detach(), mask)
         rows, columns = mask.shape[2:]
-        return *told, self.forms(pose, kinds, (rows // 2, columns // 2), 2).to(x)
+        return told, self.forms(pose.detach(), kinds, (rows // 2, columns // 2), 2)
 
     def _told_kind(self, kinds: Tensor, pose: Tensor, mask: Tensor) -> Tensor:
         """How likely each form is ``[1 or N, forms + 1]``. Of those that one text for all pictures
@@ -322,11 +346,6 @@ class Trust:
     decoder: float
     thing: float
     hand: float
-
-    def towards(self, other: Trust, share: float) -> Trust:
-        """The same, gone ``share`` of the way to ``other``."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Trust(*(a + share * (b - a) for a, b in pairs))
 
 
 # A rest of the old thing that is kept in the new one's place is seen more than a soft edge. Fingers

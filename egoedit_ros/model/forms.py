@@ -3,13 +3,15 @@
 
 A light field: of a line through a body's frame (:mod:`egoedit_ros.model.pose`) a small network
 tells how far inside of the outline it passes, what face it meets and how deep. So a form that is
-known by heart is whole and has its edges, wherever it stands and however small it is seen. Its
-colour and light are those of the picture (:func:`relit`).
+known by heart is whole and has its edges, wherever it stands and however small it is seen. How near
+it is seen counts too: what stands out towards the camera is seen larger. Its colour and light are
+those of the picture (:func:`relit`).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,31 +20,34 @@ from torch import Tensor, nn
 from egoedit_ros.model.config import DetailConfig
 from egoedit_ros.model.pose import FRAME, sight
 
-WAVES = (0.5, 1.0, 2.0)  # to a unit
+WAVES = (0.5, 1.0, 2.0, 4.0)  # to a unit
+USUAL = 26.0  # pixels that a unit is seen as
 OUTLINE = 1.0  # units; farther inside or outside is no more said
 TOLD = 6  # of a thing: outline, outline of its second material, face's normal (3), depth
 CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a tenth of a unit
-EDGE = 25.0  # likewise; a pixel is about 0.05 units
+EDGE = 50.0  # likewise; a pixel is about 0.04 units
 SEEN = 2 * (TOLD + 2)
 
 
 class FormNet(nn.Module):
     """Weights only. code: numbers that tell the form apart from others."""
 
-    def __init__(self, code: int, width: int = 96, layers: int = 4) -> None:
+    def __init__(self, code: int, width: int, layers: int = 4) -> None:
         super().__init__()
         self.inside = nn.Linear(3 + 6 * len(WAVES), width)
-        self.whole = nn.ModuleList(nn.Linear(3 + code, 2 * width) for _ in range(layers))
+        self.whole = nn.ModuleList(nn.Linear(4 + code, 2 * width) for _ in range(layers))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.out = nn.Linear(width, TOLD)
 
-    def forward(self, points: Tensor, line: Tensor, code: Tensor) -> Tensor:
+    def forward(self, points: Tensor, line: Tensor, near: Tensor, code: Tensor) -> Tensor:
         """points: where lines pass nearest to the origin ``[N, P, 3]``; line: their direction
-        ``[N, 3]``; code: ``[N, C]``. ``[N, P, TOLD]``: outlines in units, inside positive; the
-        normal in the body's axes; depth from the origin on, in units."""
+        ``[N, 3]``; near: pixels that a unit is seen as ``[N]``; code: ``[N, C]``. ``[N, P, TOLD]``:
+        outlines in units, inside positive; the normal in the body's axes; depth from the origin on,
+        in units."""
         waves = [f(math.pi * w * points) for w in WAVES for f in (torch.sin, torch.cos)]
         x = self.inside(torch.cat([points, *waves], -1).to(self.inside.weight))
-        whole = torch.cat([line, code], -1).to(x)
+        near = 3 * (near.clamp(min=1)[:, None] / USUAL).log()
+        whole = torch.cat([line, near, code], -1).to(x)
         for layer, given in zip(self.layers, self.whole, strict=True):
             scale, shift = given(whole)[:, None].chunk(2, -1)
             x = x + layer(F.silu(x * (1 + scale) + shift))
@@ -55,8 +60,17 @@ class Forms(nn.Module):
     def __init__(self, config: DetailConfig) -> None:
         super().__init__()
         self.codes = nn.Embedding(config.forms, 16)
-        self.thing = FormNet(16)
-        self.hand = FormNet(1)
+        # Of each form's second material (a bottle's cap): see :class:`Usual`.
+        self.register_buffer("usual_light", torch.zeros(config.forms, 4, 3))
+        self.register_buffer("usual_faces", torch.zeros(config.forms, 4, 4))
+        self.thing = FormNet(16, 96)
+        self.hand = FormNet(1, 144)  # fingers are fine
+
+    def usual(self, kind: int) -> Usual | None:
+        """The usual light of a form's second material; None where it has none."""
+        if not self.usual_faces[kind].any():
+            return None
+        return Usual(self.usual_light[kind].float(), self.usual_faces[kind].float())
 
     @torch.no_grad()
     def forward(self, pose: Tensor, kinds: Tensor, size: tuple[int, int], step: int) -> Tensor:
@@ -72,8 +86,9 @@ class Forms(nn.Module):
         out = []
         for net, frame, told in ((self.thing, thing, code), (self.hand, hand, pose[:, -1:])):
             points = sight(frame, size, step)
-            said = net(points.mT, frame[:, 8:], told).float()
             slope = frame[:, 2:8].unflatten(1, (2, 3))
+            near = slope.flatten(1).norm(dim=1) / math.sqrt(2)
+            said = net(points.mT, frame[:, 8:], near, told).float()
             axes = torch.cat([F.normalize(slope, dim=-1), frame[:, None, 8:]], 1)
             normal = said[..., 2:5] @ axes.mT
             # Far off nothing was learned: outside.
@@ -87,6 +102,15 @@ class Forms(nn.Module):
         out[0] = there[:, None] * out[0] + (1 - there[:, None]) * none
         crisp = [torch.tanh(CRISP * said[:, :2]) for said in out]
         return torch.cat([*out, *crisp], 1).unflatten(2, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """A second material's usual light: coefficients of its colours by faces ``[4, 3]``, and of what
+    faces that is known: their mean products ``[4, 4]``."""
+
+    light: Tensor
+    faces: Tensor
 
 
 SHARP = 20.0  # of weights, per unit beside an outline
@@ -114,7 +138,7 @@ def relit(seen: Tensor, source: Tensor, made: Tensor, mask: Tensor) -> Tensor:
         (TOLD + 2, hand * (1 - edited), half[0]),
     ):
         light = _light(_faces(seen, normal), weight, picture)
-        shown.append(torch.einsum("nfc,nfhw->nchw", light, _faces(fine, normal)))
+        shown.append(_lit(light, _faces(fine, normal)))
     share = torch.sigmoid(2 * SHARP * fine[:, 1:2])
     thing = shown[0] * (1 - share) + shown[1] * share
     return torch.stack([thing, shown[2]], 1).clamp(0, 1)
@@ -122,29 +146,56 @@ def relit(seen: Tensor, source: Tensor, made: Tensor, mask: Tensor) -> Tensor:
 
 FITS = 4  # times that colours are fitted anew
 LITTLE = 0.03  # of a pixel: how much grey is in what is fitted then; a bottle's cap is few pixels
-ODD = 0.12  # summed over the colours: what is farther from what was fitted counts less
+# Summed over the colours: what is farther from what was fitted counts less.
+ODD, ODD_HAND = 0.12, 0.15
+FLAT, LIVELY = 0.03, 0.003  # share of what is seen that is taken to be the same on all faces
+USUAL_PIXELS = 15.0  # that a second material's usual light counts as
+DRAWN = 0.3  # what counts of a hand's colours that are not the camera's
 
 
-def relit_again(seen: Tensor, shown: Tensor, edited: Tensor) -> Tensor:
+def relit_again(seen: Tensor, shown: Tensor, edited: Tensor, usual: Usual | None = None) -> Tensor:
     """The thing with the light of what is shown of it ``[N, 3, H, W]``, colours in 0..1.
 
     As :func:`relit`, but what does not fit (a finger, what is behind it) counts less each time.
     seen: of :class:`Forms`, at half the size; shown: ``[N, 3, H, W]`` in 0..1; edited: how far that
-    is not the camera's ``[N, 1, H, W]``.
+    is not the camera's ``[N, 1, H, W]``; usual: light that the second material has else, where
+    little is shown of it.
     """
     first = torch.sigmoid(SHARP * (seen[:, :1] - WITHIN))
     second = torch.sigmoid(SHARP * seen[:, 1:2])
     half, edited, fine = F.avg_pool2d(shown, 2), F.avg_pool2d(edited, 2), _fine(seen[:, :TOLD])
-    faces, parts = _faces(seen, 2), []
-    for inner in (first * (1 - second) * edited, second * edited):
-        weight = inner
-        for _ in range(FITS):
-            light = _light(faces, weight, half, LITTLE)
-            off = torch.einsum("nfc,nfhw->nchw", light, faces) - half
-            weight = inner / (1 + (off.abs().sum(1, keepdim=True) / ODD).square())
-        parts.append(torch.einsum("nfc,nfhw->nchw", light, _faces(fine, 2)))
+    faces, finer = _faces(seen, 2), _faces(fine, 2)
+    base = _fitted(faces, first * (1 - second) * edited, half, ODD)
+    other = _fitted(faces, second * edited, half, ODD, usual)
     share = torch.sigmoid(2 * SHARP * fine[:, 1:2])
-    return (parts[0] * (1 - share) + parts[1] * share).clamp(0, 1)
+    return (_lit(base, finer) * (1 - share) + _lit(other, finer) * share).clamp(0, 1)
+
+
+def hand_relit_again(seen: Tensor, shown: Tensor, camera: Tensor) -> Tensor:
+    """Likewise the hand with the light of what is shown of it, most of all of what the camera sees.
+
+    camera: how far what is shown is the camera's ``[N, 1, H, W]``.
+    """
+    hand = torch.sigmoid(SHARP * (seen[:, TOLD : TOLD + 1] - WITHIN))
+    known = DRAWN + (1 - DRAWN) * F.avg_pool2d(camera, 2)
+    light = _fitted(_faces(seen, TOLD + 2), hand * known, F.avg_pool2d(shown, 2), ODD_HAND)
+    return _lit(light, _faces(_fine(seen[:, : 2 * TOLD]), TOLD + 2)).clamp(0, 1)
+
+
+def _fitted(
+    faces: Tensor, inner: Tensor, picture: Tensor, odd: float, usual: Usual | None = None
+) -> Tensor:
+    """Light ``[N, 4, 3]``, fitted again and again to what fits."""
+    weight = inner
+    for _ in range(FITS):
+        light = _light(faces, weight, picture, LITTLE, LIVELY, usual)
+        off = _lit(light, faces) - picture
+        weight = inner / (1 + (off.abs().sum(1, keepdim=True) / odd).square())
+    return light
+
+
+def _lit(light: Tensor, faces: Tensor) -> Tensor:
+    return torch.einsum("nfc,nfhw->nchw", light, faces)
 
 
 def inside(seen: Tensor) -> Tensor:
@@ -167,16 +218,26 @@ def _faces(seen: Tensor, begin: int) -> Tensor:
     return torch.cat([torch.ones_like(seen[:, :1]), seen[:, begin : begin + 3]], 1)
 
 
-def _light(faces: Tensor, weight: Tensor, picture: Tensor, grey: float = 1.0) -> Tensor:
+def _light(
+    faces: Tensor,
+    weight: Tensor,
+    picture: Tensor,
+    grey: float = 1.0,
+    flat: float = FLAT,
+    usual: Usual | None = None,
+) -> Tensor:
     """Coefficients ``[N, 4, 3]`` of colours by ``faces`` ``[N, 4, h, w]``, by least squares; beside
-    so many pixels of a grey."""
+    so many pixels of a grey, or of what is usual."""
     weighed = faces * weight
     square = torch.einsum("nfhw,nghw->nfg", weighed, faces)
     told = torch.einsum("nfhw,nchw->nfc", weighed, picture)
+    if usual is not None:
+        known = USUAL_PIXELS * usual.faces + 1e-3 * torch.eye(4, device=faces.device)
+        return torch.linalg.solve(square + known, told + USUAL_PIXELS * usual.faces @ usual.light)
     # Where little is seen: one grey.
     some = weight.sum((1, 2, 3))[:, None, None]
     known = torch.diag_embed(torch.tensor([0.0, 1, 1, 1], device=faces.device))
-    square = square + (0.03 * some + grey) * known + grey * torch.eye(4, device=faces.device)
+    square = square + (flat * some + grey) * known + grey * torch.eye(4, device=faces.device)
     middle = torch.zeros_like(told)
     middle[:, 0] = 0.5 * grey
     return torch.linalg.solve(square, told + middle)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.model.autoencoder import CELL
-from egoedit_ros.model.detail import ALONE, DetailNet
+from egoedit_ros.model.detail import ALONE, DetailNet, Whole
 from egoedit_ros.model.show import show
 
 SQUARES = (64, 96, 112)  # pixels a side: a small thing takes less time
 MOST = (0.03, 0.97)  # of what changes, along a side, that a square is to hold
 MARGIN = 10  # pixels beside that: what is drawn softly may reach farther
+AROUND = 128  # pixels a side, around a square, in which it is looked again for bodies
 SEAM = 8  # pixels along a square's sides over which it goes over into what was there
 WHOLE = 0.4  # share of the picture from which on an edit is one of all of it
 FAINTEST = 0.02  # share of an answer below which it is none of what is shown
@@ -68,6 +69,17 @@ def square_around(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Squ
     return Square(size, *begins)
 
 
+def whole_around(square: Square, source: np.ndarray, device: torch.device) -> Whole:
+    """What is around a square, as much of it as there is of samples: uint8 ``[n, h, w, 3]``."""
+    begins = []
+    for begin, length in zip((square.row, square.column), source.shape[1:3], strict=True):
+        middle = begin + square.size // 2
+        begins.append(max(0, min(middle - AROUND // 2, length - AROUND)) // CELL * CELL)
+    row, column = begins
+    around = source[:, row : row + AROUND, column : column + AROUND]
+    return Whole(_tensor(around, device), square.row - row, square.column - column)
+
+
 @torch.inference_mode()
 def draw(
     net: DetailNet,
@@ -100,6 +112,7 @@ def draw(
         latents[frame][:, :, *square.cells].to(weight),
         torch.tensor(place, device=weight.device),
         told,
+        whole=whole_around(square, source, weight.device),
     )
     colors, shares = show(answers)
     shares = torch.where(shares < FAINTEST, 0, shares)

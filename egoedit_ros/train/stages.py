@@ -24,8 +24,10 @@ STAGES = {
     "decoder": "teach the decoder what the transformer gives it",
     "form_views": "things and the hand alone, from where head cameras are, for forms",
     "forms": "learn what things and a hand look like from any side, for detail",
+    "lights": "give forms the usual light of bottles' caps and the like, after detail_samples",
     "detail_samples": "edits as streams make them, beside their targets, for detail",
     "detail": "teach the detail network what edits should have looked like",
+    "places": "learn to look again at where things and the hand are, for detail",
     "sample": "edit validation clips with a checkpoint: a video and figures",
     "bundle": "put the trained networks into a model folder",
     "whole": "several stages on one GPU, on clips that are rendered meanwhile",
@@ -194,6 +196,18 @@ class _Work:
         settings, rest = self.settings()
         return train_forms(settings, build(FormsData, {"views": self.output / "form_views"} | rest))
 
+    def lights(self) -> Path:
+        from egoedit_ros.train.forms import light_forms
+
+        forms, samples = (
+            Path(self.section.pop(name, self.output / usual))
+            for name, usual in (("forms", "forms.safetensors"), ("samples", "detail_samples"))
+        )
+        if self.section:
+            raise UserError(f"lights has no setting {sorted(self.section)[0]}; leave it out")
+        config = self.config.detail or DetailConfig()
+        return light_forms(self.output / "lights.safetensors", config, forms, samples)
+
     def detail_samples(self) -> Path:
         from egoedit_ros.train.detail_samples import SampleScenes, make_samples
 
@@ -220,8 +234,16 @@ class _Work:
             "autoencoder": self.output / "autoencoder.safetensors",
             "forms": self.output / "forms.safetensors",
         }
-        given |= {k: Path(v) if k in given else v for k, v in rest.items()}
+        paths = (*given, "places")
+        given |= {k: Path(v) if k in paths else v for k, v in rest.items()}
         return train_detail(settings, build(DetailData, given), start)
+
+    def places(self) -> Path:
+        from egoedit_ros.train.places import PlacesData, train_places
+
+        settings, rest = self.settings()
+        samples = Path(rest.pop("samples", self.output / "detail_samples"))
+        return train_places(settings, build(PlacesData, {"samples": samples} | rest))
 
     def sample(self) -> Path:
         from egoedit_ros.train.flow import new_transformer
@@ -248,6 +270,8 @@ class _Work:
         from egoedit_ros.model.transformer import Transformer
 
         named = {"transformer": "flow", "autoencoder": "autoencoder", "detail": None}
+        # Parts of the detail network that were learned by themselves, where they are newer than it.
+        newer = {k: self.section[k] for k in ("forms", "places") if k in self.section}
         named |= {k: v for k, v in self.section.items() if k in named}
         config = self.config
         if named["detail"] is None:  # one that was trained on another transformer's edits is none
@@ -261,7 +285,13 @@ class _Work:
         networks = []
         for network, name in parts:
             path = self.output / f"{name}.safetensors"
-            fill(network, read_safetensors(path), path)
+            tensors = read_safetensors(path)
+            if isinstance(network, DetailNet):
+                for part, newest in newer.items():
+                    tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{part}.")}
+                    learned = read_safetensors(self.output / f"{newest}.safetensors")
+                    tensors |= {f"{part}.{k}": v for k, v in learned.items()}
+            fill(network, tensors, path)
             networks.append(network)
         folder = Path(self.section.get("folder", self.output / "bundle"))
         save_editor(folder, config, *networks)

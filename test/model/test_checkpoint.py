@@ -42,7 +42,9 @@ def test_a_detail_network_comes_back_with_its_editor(tmp_path):
     again, _, _, loaded = load_editor(tmp_path)
     assert again == config
     for mine, theirs in zip(detail.parameters(), loaded.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)  # stored in float16
+        # Stored in float16, convolutions in steps of a 127th of the largest weight.
+        step = float(mine.abs().max()) / 254 if mine.dim() == 4 else 0.0
+        torch.testing.assert_close(mine, theirs, atol=1e-3 + step, rtol=1e-3)
     (tmp_path / "detail.safetensors").unlink()
     with pytest.raises(UserError, match="detail"):
         load_editor(tmp_path)

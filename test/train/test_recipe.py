@@ -21,8 +21,9 @@ from egoedit_ros.train.stages import STAGES, read_recipe, recipe_config, run_sta
 # The first test waits for all stages, on machines of any speed.
 pytestmark = pytest.mark.timeout(900)
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "train"
-# Tested in test_whole.py and, the last four, in test_forms.py and test_detail.py.
-ELSEWHERE = ("flow_whole", "whole", "rollout", "form_views", "forms", "detail_samples", "detail")
+# Tested in test_whole.py and, the last six, in test_forms.py, test_detail.py and test_places.py.
+ELSEWHERE = ("flow_whole", "whole", "rollout", "form_views", "forms", "detail_samples", "detail",
+             "places", "lights")  # fmt: skip
 TRAINED = ("autoencoder", "flow", "dmd", "causal", "self_forcing", "decoder")
 
 

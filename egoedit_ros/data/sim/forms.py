@@ -24,6 +24,7 @@ LINES = 1200  # kept of a view
 REACH = 2.6  # units from the origin
 LEAST = 300  # pixels of the body in a view
 SECONDS = 5.0
+USUAL_ROWS = 192
 
 
 def outline(inside: np.ndarray, unit: float) -> np.ndarray:
@@ -52,8 +53,8 @@ def faces(depth: np.ndarray, focal: float) -> np.ndarray:
 def lines_of(simulator: Simulator, scene: Scene, time: float, kind: str, rng) -> dict | None:
     """Lines of sight on a kind of thing, or on the ``hand``, and what is to be known of each.
 
-    None where too little of it is seen. points ``[P, 3]``, line ``[3]``, curl, told ``[P, TOLD]``,
-    inside ``[P]``."""
+    None where too little of it is seen. points ``[P, 3]``, line ``[3]``, near (pixels that a unit
+    is seen as, in a picture of ``USUAL_ROWS``), curl, told ``[P, TOLD]``, inside ``[P]``."""
     if kind != "hand":
         thing = replace(scene.things[0], kind=kind)
         scene = replace(scene, things=(thing,))
@@ -87,6 +88,7 @@ def lines_of(simulator: Simulator, scene: Scene, time: float, kind: str, rng) ->
     return {
         "points": points.reshape(-1, 3)[chosen].astype(np.float16),
         "line": line.astype(np.float32),
+        "near": np.float32(unit * USUAL_ROWS / SIZE[1]),
         "curl": np.float32(pose[-1]),
         "told": told.reshape(-1, told.shape[-1])[chosen].clip(-4, 4).astype(np.float16),
         "inside": inside.ravel()[chosen],

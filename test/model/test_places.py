@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where bodies are is looked at again in cuts that are put straight by a guess."""
+
+import math
+
+import pytest
+import torch
+
+from egoedit_ros.model.places import (
+    SIDE,
+    PlaceNet,
+    Places,
+    Seen,
+    apart,
+    cut,
+    harmonics_of,
+    in_picture,
+    likeliest,
+    together,
+)
+from egoedit_ros.model.pose import FRAME, POSE
+
+
+def _frames(count, at=40.0):
+    """Bodies of 15 to 30 pixels to a unit, turned and tilted at random: ``[N, FRAME]``."""
+    g = torch.Generator().manual_seed(5)
+    axes = torch.linalg.qr(torch.randn(count, 3, 3, generator=g))[0]
+    unit = 15 + 15 * torch.rand(count, 1, generator=g)
+    slope = unit[:, :, None] * axes[:, :2]
+    line = torch.linalg.cross(axes[:, 0], axes[:, 1], dim=1)
+    return torch.cat([torch.full((count, 2), at), slope.flatten(1), line], 1)
+
+
+def test_a_frame_taken_apart_is_put_together_again():
+    frames = _frames(20)
+    seen = apart(frames)
+    torch.testing.assert_close(together(seen), frames, atol=1e-4, rtol=1e-4)
+    assert ((seen.unit > 14.9) & (seen.unit < 30.1)).all()
+
+
+def test_how_a_body_is_turned_about_its_upright_axis_is_in_its_turn_alone():
+    frames = _frames(20)
+    c, s = math.cos(0.7), math.sin(0.7)
+    about = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    slope = (frames[:, 2:8].unflatten(1, (2, 3)) @ about).flatten(1)
+    turned = torch.cat([frames[:, :2], slope, frames[:, 8:] @ about], 1)
+    one, other = apart(frames), apart(turned)
+    torch.testing.assert_close(one.slopes, other.slopes, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(one.tilt, other.tilt, atol=1e-4, rtol=1e-4)
+    moved = (one.turn - other.turn) % (2 * math.pi)
+    torch.testing.assert_close(moved, torch.full((20,), 0.7), atol=1e-3, rtol=1e-3)
+
+
+def test_a_cut_is_upright_around_the_place_and_tells_where_the_picture_ends():
+    """A bar that leans to the right by 30 degrees stands in the middle of its cut."""
+    y, x = torch.meshgrid(*[torch.arange(128.0)] * 2, indexing="ij")
+    lean, at = math.radians(30), torch.tensor([[30.0, 70.0]])
+    right, up = x - at[0, 0], at[0, 1] - y
+    across = right * math.cos(lean) - up * math.sin(lean)
+    along = right * math.sin(lean) + up * math.cos(lean)
+    bar = ((across.abs() < 4) & (along > 0) & (along < 30)).float().expand(1, 3, -1, -1)
+    got = cut(bar, at, torch.tensor([20.0]), torch.tensor([lean]), 2.0)
+    assert got.shape == (1, 4, SIDE, SIDE)
+    lit = (got[0, 0] > 0).nonzero().float().mean(0)
+    assert abs(lit[1] - (SIDE - 1) / 2) < 0.7  # in the middle across
+    assert abs(lit[0] - ((SIDE - 1) / 2 - 15 / 20 / 2 * SIDE / 2)) < 0.7  # and above it
+    there = got[0, 3]
+    assert there[SIDE // 2, SIDE // 2] == 1 and there[:, 0].min() == 0  # beyond the left side
+    assert (got[0, :3][:, there == 0] == 0).all()
+
+
+def test_what_is_told_of_a_cut_is_put_into_the_picture():
+    """Told exactly what is off, any guess leads to the truth."""
+    true = apart(_frames(10))
+    off = torch.randn(10, 2, generator=torch.Generator().manual_seed(1)) * 4
+    c, s = math.cos(0.2), math.sin(0.2)
+    slopes = 1.1 * torch.tensor([[c, -s], [s, c]]) @ true.slopes
+    guess = Seen(true.at + off, slopes, true.tilt, true.turn)
+    c, s = guess.lean.cos(), guess.lean.sin()
+    back = torch.stack([c, s, -s, c], -1).unflatten(-1, (2, 2)) / guess.unit[:, None, None]
+    at = (back @ (true.at - guess.at)[..., None])[..., 0]
+    told = torch.cat([at, (back @ true.slopes).flatten(1), true.tilt, harmonics_of(true.turn),
+                      torch.full((10, 1), 0.3)], 1)  # fmt: skip
+    seen, harmonics, curl = in_picture(told, guess)
+    torch.testing.assert_close(seen.at, true.at, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(seen.slopes, true.slopes, atol=1e-3, rtol=1e-3)
+    assert torch.equal(harmonics, harmonics_of(true.turn)) and torch.allclose(curl, curl[:1])
+
+
+@pytest.mark.parametrize("turn", [-2.5, 0.0, 1.3])
+def test_the_likeliest_turn_is_one_that_there_is(turn):
+    """Known, it is that; of two that are likely it is one of them, not what is between."""
+    known = harmonics_of(torch.full((4,), turn))
+    assert abs(float(likeliest(known)) - turn) < 0.05
+    both = (harmonics_of(torch.tensor([turn])) + harmonics_of(torch.tensor([turn + 2.0]))) / 2
+    found = float(likeliest(both))
+    off = min(abs((found - t + math.pi) % (2 * math.pi) - math.pi) for t in (turn, turn + 2.0))
+    assert off < 0.3
+
+
+def test_only_what_is_asked_for_is_looked_at_again():
+    torch.manual_seed(0)
+    places = Places().eval()
+    for net in (places.thing, places.hand):
+        torch.nn.init.normal_(net.out.weight, std=0.05)
+        torch.nn.init.normal_(net.out.bias, std=0.3)
+    frames = _frames(4)
+    pose = torch.cat([frames, frames.flip(0), torch.full((4, 1), 0.5)], 1)
+    assert pose.shape == (4, POSE)
+    pictures = torch.rand(4, 3, 80, 96)
+    thing = places(pose, pictures, True, False)
+    assert torch.equal(thing[:, FRAME:], pose[:, FRAME:]) and not torch.equal(thing, pose)
+    hand = places(pose, pictures, False, True)
+    assert torch.equal(hand[:, :FRAME], pose[:, :FRAME]) and not torch.equal(hand, pose)
+    turns = apart(thing[:, :FRAME]).turn
+    assert torch.allclose(turns, turns[:1], atol=1e-4)  # one for a chunk's pictures
+    assert torch.isfinite(places(torch.zeros_like(pose), pictures, True, True)).all()
+
+
+def test_a_cut_has_the_size_that_the_network_takes():
+    net = PlaceNet(2.0)
+    assert net(torch.rand(2, 4, SIDE, SIDE)).shape[0] == 2

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``places``: guesses that are off are mended, as far as pictures show where bodies are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from egoedit_ros.errors import UserError
+from egoedit_ros.model.checkpoint import read_safetensors
+from egoedit_ros.model.places import Places, apart
+from egoedit_ros.model.pose import FRAME, POSE
+from egoedit_ros.train.loop import TrainSettings
+from egoedit_ros.train.places import PlacesData, guessed, train_places
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """A leaning bright bar whose lower end is the thing's origin; the hand is out of sight."""
+    folder, rng = tmp_path_factory.mktemp("samples"), np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128]
+    for scene in range(3):
+        pictures, poses = [], []
+        for _ in range(40):
+            at, lean, unit = rng.uniform(50, 78, 2), rng.uniform(-0.3, 0.3), rng.uniform(18, 26)
+            right, up = x - at[0], at[1] - y
+            across = right * np.cos(lean) - up * np.sin(lean)
+            along = right * np.sin(lean) + up * np.cos(lean)
+            bar = (np.abs(across) < 0.3 * unit) & (along > 0) & (along < 1.5 * unit)
+            pictures.append(np.where(bar[..., None], [220, 180, 40], 60).astype(np.uint8))
+            c, s = np.cos(lean), np.sin(lean)
+            slope = unit * np.array([[c, -0.6 * s, 0.8 * s], [s, 0.6 * c, -0.8 * c]])
+            thing = np.concatenate([at, slope[:, [1, 0, 2]].ravel(), [0.8, 0, 0.6]])
+            poses.append(np.concatenate([thing, [-300, -300], thing[2:], [0.4]]))
+        rows = {"source": np.stack(pictures), "pose": np.stack(poses).astype(np.float32)}
+        rows = {k: torch.from_numpy(np.concatenate([v, v[:5]])) for k, v in rows.items()}
+        save_file(rows, folder / f"{scene}.safetensors")
+    return folder
+
+
+def _settings(folder, steps):
+    return TrainSettings(
+        folder, "places", steps=steps, lr=3e-3, warmup=10, log_every=5, ema=0.95,
+        optimizer="muon",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_guesses_are_mended(samples, tmp_path):
+    made = train_places(_settings(tmp_path, 90), PlacesData(samples, ("thing",), batch=16))
+    rows = [json.loads(line) for line in (tmp_path / "places.log.jsonl").read_text().splitlines()]
+    before = np.mean([r["thing_before"] for r in rows])
+    assert np.mean([r["thing_at"] for r in rows[-4:]]) < 0.6 * before
+    assert read_safetensors(made).keys() == Places().state_dict().keys()
+
+
+def test_pictures_are_held_once(samples):
+    from egoedit_ros.train.places import Pictures
+
+    known = Pictures(samples)
+    assert len(known.pictures) == len(known.poses) == 3 * 40 and known.poses.shape[1] == POSE
+
+
+def test_guesses_are_off_by_a_little_or_by_much():
+    frame = torch.zeros(2000, FRAME)
+    frame[:, 2], frame[:, 7], frame[:, 8] = 20.0, -20.0, 1.0
+    true = apart(frame)
+    guess = guessed(true, torch.Generator().manual_seed(0))
+    off = (guess.at - true.at).norm(dim=1) / true.unit
+    assert off.quantile(0.1) < 0.06 and off.quantile(0.95) > 0.4
+    assert (guess.unit / true.unit).log().abs().mean() < 0.3
+    assert (guess.lean - true.lean).abs().median() < 0.1
+
+
+def test_bodies_that_there_are_not(samples, tmp_path):
+    with pytest.raises(UserError, match="choose from thing, hand"):
+        train_places(_settings(tmp_path, 1), PlacesData(samples, ("foot",)))
+    with pytest.raises(UserError, match="no sample in .* shows a hand"):
+        train_places(_settings(tmp_path, 1), PlacesData(samples))
+
+
+def test_without_samples_it_says_which_stage_makes_them(tmp_path):
+    with pytest.raises(UserError, match="run the stage detail_samples first"):
+        train_places(_settings(tmp_path, 1), PlacesData(tmp_path / "none"))
