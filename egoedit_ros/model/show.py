@@ -23,7 +23,7 @@ from egoedit_ros.model.forms import hand_relit_again, inside, relit_again
 
 # Nats by which colours like a body's are less likely outside of its outline, and a hand's, which
 # the camera shows in part, likelier inside.
-NOT_THING, NOT_HAND, HAND = 2.5, 1.5, 2.5
+NOT_THING, NOT_HAND, HAND = 4.0, 1.5, 2.5
 LIKE_THING, LIKE_HAND = 0.4, 0.25  # of colours, summed: so far off is alike by a factor e less
 # Nats by which it is less likely than the network says that what the camera has in a body's outline
 # is in front of it: a hand, anything else. The network hardly tells what is in front from what is
@@ -36,8 +36,7 @@ FINGER = 5  # pixels a side: a hand's outline may be off by two
 THING_AROUND, HAND_AROUND, OTHER = 9, 7, 0.5
 # If it does not come to the same with outlines as without, they are in a wrong place or badly
 # turned: summed over the colours, of means over so many pixels a side.
-ALIKE, UNLIKE, AROUND = 0.12, 0.24, 9
-LAID_ALIKE, LAID_UNLIKE = 0.2, 0.4
+ALIKE, UNLIKE, AROUND = 0.2, 0.4, 9
 
 
 def show(answers: Answers) -> tuple[Tensor, Tensor]:
@@ -57,7 +56,7 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     of_thing, of_hand = inside(known.seen).split(1, 1)
     more = _not_thing(answers, of_thing) if thing else _hand(answers, of_hand)
     outlined = choose(answers, more=share * more, known=unlike)
-    same = _alike_from_afar(outlined - usual, colors, ALIKE, UNLIKE)
+    same = _alike_from_afar(outlined - usual, colors)
     around = usual + same * (outlined - usual)
     clear = 1 - _front(answers, of_hand if thing else None)
     within = of_thing if thing else of_hand
@@ -69,7 +68,7 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     alone = torch.zeros_like(around)
     alone[:, body] = 1
     laid = share * within * clear
-    laid = laid * _alike_from_afar(laid * (alone - around), colors, LAID_ALIKE, LAID_UNLIKE)
+    laid = laid * _alike_from_afar(laid * (alone - around), colors)
     return colors, around + laid * (alone - around)
 
 
@@ -121,10 +120,10 @@ def _as_from_afar(color: Tensor, shown: Tensor, where: Tensor, around: int) -> T
     return (color + _mean(weight * off, around) / (_mean(weight, around) + 0.05)).clamp(0, 1)
 
 
-def _alike_from_afar(change: Tensor, colors: Tensor, alike: float, unlike: float) -> Tensor:
+def _alike_from_afar(change: Tensor, colors: Tensor) -> Tensor:
     """Where a change of shares comes to the same ``[N, 1, H, W]``, 0..1."""
     off = _mean((change[:, :, None] * colors).sum(1), AROUND).abs().sum(1, keepdim=True)
-    return _mean(((unlike - off) / (unlike - alike)).clamp(0, 1), AROUND // 2 + 1)
+    return _mean(((UNLIKE - off) / (UNLIKE - ALIKE)).clamp(0, 1), AROUND // 2 + 1)
 
 
 def _mean(x: Tensor, size: int) -> Tensor:

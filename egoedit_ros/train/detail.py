@@ -47,9 +47,9 @@ MIDDLE = Square(SQUARES[0], *[(SQUARE - SQUARES[0]) // 2] * 2)  # where a stream
 class DetailData:
     """samples: the folder of stage ``detail_samples``; autoencoder: whose latents they are; forms:
     weights of stage ``forms``; places: of stage ``places``, where the network is to have any
-    (without a file they are new, for ``bundle`` to replace). edited_weight: of pixels near the edit, beside 1
-    for all; warped: share of squares that are seen from another place; shown: share of batches in
-    which the network is told where things are and of what form."""
+    (without a file they are new, for ``bundle`` to replace). edited_weight: of pixels near the
+    edit, beside 1 for all; warped: share of squares that are seen from another place; shown: share
+    of batches in which the network is told where things are and of what form."""
 
     samples: Path
     autoencoder: Path
