@@ -271,9 +271,8 @@ class DetailNet(nn.Module):
             return pose
         corner = torch.zeros_like(pose[:1])
         corner[:, [0, FRAME]], corner[:, [1, FRAME + 1]] = float(whole.column), float(whole.row)
-        thing, hand = (share > 0 for share in heed)
         with torch.autocast(x.device.type, enabled=False):
-            return self.places(pose + corner, whole.pictures, thing, hand) - corner
+            return self.places(pose + corner, whole.pictures, heed[0] > 0, True) - corner
 
     def _look(
         self, text: Tensor, mask: Tensor, pose: Tensor | None, kinds: Tensor | None

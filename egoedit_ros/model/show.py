@@ -21,9 +21,10 @@ from torch import Tensor
 from egoedit_ros.model.detail import BODIES, Answers, apart, choose
 from egoedit_ros.model.forms import hand_relit_again, inside, relit_again
 
+THING, HAND = -BODIES, 1 - BODIES  # whose answers
 # Nats by which colours like a body's are less likely outside of its outline, and a hand's, which
 # the camera shows in part, likelier inside.
-NOT_THING, NOT_HAND, HAND = 4.0, 1.5, 2.5
+NOT_THING, NOT_HAND, IN_HAND = 4.0, 1.5, 2.5
 LIKE_THING, LIKE_HAND = 0.4, 0.25  # of colours, summed: so far off is alike by a factor e less
 # Nats by which it is less likely than the network says that what the camera has in a body's outline
 # is in front of it: a hand, anything else. The network hardly tells what is in front from what is
@@ -32,8 +33,8 @@ FRONT_HAND, FRONT = 1.5, 5.0
 SOME, CLEAR = 0.4, 12.0  # from where on something is in front, and how steep that is
 FINGER = 5  # pixels a side: a hand's outline may be off by two
 # A body's light is as what is shown, seen from afar: over so many pixels a side; colours that are
-# farther off are of something else.
-THING_AROUND, HAND_AROUND, OTHER = 9, 7, 0.5
+# farther off, summed, are of something else.
+AROUND_THING, AROUND_HAND = (9, 0.5), (7, 0.25)
 # If it does not come to the same with outlines as without, they are in a wrong place or badly
 # turned: summed over the colours, of means over so many pixels a side.
 ALIKE, UNLIKE, AROUND = 0.2, 0.4, 9
@@ -48,49 +49,55 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     unlike = apart(answers.colors)
     usual = choose(answers, known=unlike)
     thing = known.thing > 0
-    body, share = (-BODIES, known.thing) if thing else (1 - BODIES, known.hand)
+    body, share = (THING, known.thing) if thing else (HAND, known.hand)
     colors = answers.colors.clone()
-    colors[:, body] = _relit(answers, usual, thing)
+    colors[:, HAND] = hand_relit_again(known.seen, _shown(usual, answers.colors), usual[:, :1])
+    if thing:
+        shown, edited = _shown(usual, answers.colors), 1 - usual[:, :1]
+        colors[:, THING] = relit_again(known.seen, shown, edited, known.usual)
     answers = dataclasses.replace(answers, colors=colors)
-    unlike = apart(colors, unlike, colors.shape[1] + body)
+    unlike = apart(colors, unlike, colors.shape[1] + body) if not thing else apart(colors)
     of_thing, of_hand = inside(known.seen).split(1, 1)
     more = _not_thing(answers, of_thing) if thing else _hand(answers, of_hand)
     outlined = choose(answers, more=share * more, known=unlike)
     same = _alike_from_afar(outlined - usual, colors)
-    around = usual + same * (outlined - usual)
-    clear = 1 - _front(answers, of_hand if thing else None)
-    within = of_thing if thing else of_hand
-    shown = (around[:, :, None] * colors).sum(1)
-    colors[:, body] = _as_from_afar(
-        colors[:, body], shown, within * clear if thing else within,
-        THING_AROUND if thing else HAND_AROUND,
-    )  # fmt: skip
-    alone = torch.zeros_like(around)
-    alone[:, body] = 1
-    laid = share * within * clear
-    laid = laid * _alike_from_afar(laid * (alone - around), colors)
-    return colors, around + laid * (alone - around)
-
-
-def _relit(answers: Answers, shares: Tensor, thing: bool) -> Tensor:
-    """A body's colours by what is shown without its outline."""
-    known, camera = answers.outlines, shares[:, :1]
-    shown = (shares[:, :, None] * answers.colors).sum(1)
+    shares = usual + same * (outlined - usual)
+    # What a thing covered of a hand comes to be seen where something smaller takes its place.
+    behind = share * (1 - _front(answers, None)) * (1 - of_thing if thing else 1)
+    shares = _lay(answers, shares, HAND, of_hand, behind, AROUND_HAND)
     if thing:
-        return relit_again(known.seen, shown, 1 - camera, known.usual)
-    return hand_relit_again(known.seen, shown, camera)
+        clear = 1 - _front(answers, of_hand)
+        shares = _lay(answers, shares, THING, of_thing, share * clear, AROUND_THING)
+    return colors, shares
+
+
+def _shown(shares: Tensor, colors: Tensor) -> Tensor:
+    return (shares[:, :, None] * colors).sum(1)
+
+
+def _lay(
+    answers: Answers, shares: Tensor, body: int, within: Tensor, clear: Tensor, around: tuple
+) -> Tensor:
+    """Lay a body over what is shown ``[N, K, H, W]``, within its outline and where nothing is in
+    front of it. Its colours, which are changed in place, are as what is shown seen from afar."""
+    colors, laid = answers.colors, within * clear
+    colors[:, body] = _as_from_afar(colors[:, body], _shown(shares, colors), laid, around)
+    alone = torch.zeros_like(shares)
+    alone[:, body] = 1
+    laid = laid * _alike_from_afar(laid * (alone - shares), colors)
+    return shares + laid * (alone - shares)
 
 
 def _not_thing(answers: Answers, within: Tensor) -> Tensor:
     """Nats ``[N, K, H, W]``."""
-    return -NOT_THING * _alike(answers, -BODIES, LIKE_THING) * (1 - within)
+    return -NOT_THING * _alike(answers, THING, LIKE_THING) * (1 - within)
 
 
 def _hand(answers: Answers, within: Tensor) -> Tensor:
     """Nats ``[N, K, H, W]``. Where the camera sees a hand, there is one."""
-    alike = _alike(answers, 1 - BODIES, LIKE_HAND)
-    more = alike * (HAND * within - NOT_HAND * (1 - within))
-    more[:, :1] = alike[:, :1] * HAND * within
+    alike = _alike(answers, HAND, LIKE_HAND)
+    more = alike * (IN_HAND * within - NOT_HAND * (1 - within))
+    more[:, :1] = alike[:, :1] * IN_HAND * within
     return more
 
 
@@ -112,17 +119,17 @@ def _front(answers: Answers, hand: Tensor | None) -> Tensor:
     return torch.sigmoid(CLEAR * (logits.softmax(1)[:, :1] - SOME))
 
 
-def _as_from_afar(color: Tensor, shown: Tensor, where: Tensor, around: int) -> Tensor:
+def _as_from_afar(color: Tensor, shown: Tensor, where: Tensor, around: tuple) -> Tensor:
     """A body's colours ``[N, 3, H, W]`` that seen from afar are those that are shown, where that is
     of the body."""
-    off = shown - color
-    weight = where * torch.exp(-off.abs().sum(1, keepdim=True) / OTHER)
-    return (color + _mean(weight * off, around) / (_mean(weight, around) + 0.05)).clamp(0, 1)
+    (size, other), off = around, shown - color
+    weight = where * torch.exp(-off.abs().sum(1, keepdim=True) / other)
+    return (color + _mean(weight * off, size) / (_mean(weight, size) + 0.05)).clamp(0, 1)
 
 
 def _alike_from_afar(change: Tensor, colors: Tensor) -> Tensor:
     """Where a change of shares comes to the same ``[N, 1, H, W]``, 0..1."""
-    off = _mean((change[:, :, None] * colors).sum(1), AROUND).abs().sum(1, keepdim=True)
+    off = _mean(_shown(change, colors), AROUND).abs().sum(1, keepdim=True)
     return _mean(((UNLIKE - off) / (UNLIKE - ALIKE)).clamp(0, 1), AROUND // 2 + 1)
 
 

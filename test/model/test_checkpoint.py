@@ -43,7 +43,7 @@ def test_a_detail_network_comes_back_with_its_editor(tmp_path):
     assert again == config
     for mine, theirs in zip(detail.parameters(), loaded.parameters(), strict=True):
         # Stored in float16, convolutions in steps of a 127th of the largest weight.
-        step = float(mine.abs().max()) / 254 if mine.dim() == 4 else 0.0
+        step = float(mine.detach().abs().max()) / 254 if mine.dim() == 4 else 0.0
         torch.testing.assert_close(mine, theirs, atol=1e-3 + step, rtol=1e-3)
     (tmp_path / "detail.safetensors").unlink()
     with pytest.raises(UserError, match="detail"):

@@ -67,11 +67,29 @@ def test_an_outline_in_a_wrong_place_is_not_heeded():
 
 
 def test_fingers_that_come_to_be_seen_are_whole():
-    given = {"own": (TABLE, SKIN), "logits": (0.8, 0.0)}
-    shown = _shown(_answers(NOWHERE, _square(14, 18), (0.0, 1.0), **given))
-    assert _off(shown[15:17, 15:17], SKIN) < 0.1 and _off(shown[:10], TABLE) < 0.1
-    usual = _shown(_answers(NOWHERE, _square(14, 18), (0.0, 0.0), **given))
-    assert _off(usual, TABLE) < 0.1
+    """The camera sees the palm, and the end of a finger comes to be seen below it."""
+    hand = torch.maximum(_square(14, 18), torch.where(torch.arange(16)[:, None] < 7, 1.0, -1.0))
+    shown = {}
+    for heeded in (1.0, 0.0):
+        answers = _answers(NOWHERE, hand, (0.0, heeded), SKIN, (TABLE, SKIN), (0.8, 0.0))
+        answers.logits[:, 0, :14] = 9.0
+        shown[heeded] = _shown(answers)
+        assert _off(shown[heeded][:12], SKIN) < 0.1 and _off(shown[heeded][22:], TABLE) < 0.1
+    assert _off(shown[1.0][15:17, 15:17], SKIN) < 0.15
+    assert _off(shown[0.0][15:], TABLE) < 0.1
+
+
+def test_what_a_thing_hid_of_a_hand_is_seen_beside_what_takes_its_place():
+    """And a finger that the camera sees before the thing stays before it."""
+    hand = torch.maximum(_square(14, 18), torch.where(torch.arange(16)[:, None] < 7, 1.0, -1.0))
+    thing = torch.full((SIDE // 2, SIDE // 2), -1.0)
+    thing[2:14, 11:14] = 1.0
+    answers = _answers(thing, hand, (1.0, 0.0), SKIN, (TABLE, GREEN), (0.8, 0.0))
+    answers.logits[:, 0, :14] = 9.0
+    answers.logits[:, 3, 14:28, 22:28] = 9.0
+    shown = _shown(answers)
+    assert _off(shown[15:17, 15:17], SKIN) < 0.2
+    assert _off(shown[2:12], SKIN) < 0.1 and _off(shown[17:26, 24:26], GREEN) < 0.1
 
 
 def test_a_hand_that_the_camera_sees_stays_outside_of_the_forms_outline():
