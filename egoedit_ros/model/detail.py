@@ -32,7 +32,7 @@ ALONE = 4  # the latter's place
 SURE = 0.004  # width of the answer that is the camera's own colour; of colours 0..1
 UNHEARD = 10.0  # nats by which a form's answer is unlikely outside of it, before the network speaks
 SURE_OF_KIND, OPEN = 0.95, 0.02  # how likely a form is by the text; less: the picture decides
-SAME, OTHER = 2.0, 3.5  # logits of a text: below it but colours a thing, above it surely does more
+SAME, OTHER = 1.5, 2.5  # logits of a text: below it but colours a thing, above it surely does more
 NARROWEST, WIDEST = 0.006, 0.5
 
 
@@ -189,7 +189,8 @@ class DetailNet(nn.Module):
         if config.forms:
             self.pose = _PoseHead(deep)
             self.kinds = nn.Linear(text, config.forms + 1)
-            self.anew = nn.Linear(text, 1)  # logit that a text does more than to colour a thing
+            # To the logit that a text does more than to colour a thing.
+            self.anew = nn.Sequential(nn.Linear(text, 48), nn.SiLU(), nn.Linear(48, 1))
             self.forms = Forms(config)
             self.form_head = _FormHead(fine, self.out.out_channels + 4 * 2 * BODIES)
             if config.places:

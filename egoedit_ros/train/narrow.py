@@ -45,5 +45,5 @@ def _text_layers(net: DetailNet) -> dict[str, nn.Linear]:
     return {
         name: layer
         for name, layer in net.named_modules()
-        if name.endswith((".text", "kinds", "anew")) and isinstance(layer, nn.Linear)
+        if name.endswith((".text", "kinds", "anew.0")) and isinstance(layer, nn.Linear)
     }
