@@ -145,12 +145,12 @@ def test_where_the_text_leaves_the_form_open_the_picture_decides(monkeypatch):
 def test_a_text_says_whose_outlines_are_heeded():
     """Of what is placed the thing's, of what is taken away the hand's, of what is coloured none."""
     net = DetailNet(small_config(detail=DetailConfig((8, 16, 16), (1, 1), forms=3))).eval()
-    for layer in (net.anew, net.kinds):
+    for layer in (net.anew[-1], net.kinds):
         torch.nn.init.zeros_(layer.weight)
     text = torch.zeros(1, net.config.told)
     net.kinds.bias.data = torch.tensor([5.0, 0, 0, 0])
-    for logit, heeded in ((-2.0, 0.0), (2.75, 0.5), (6.0, 1.0)):
-        net.anew.bias.data.fill_(logit)
+    for logit, heeded in ((-2.0, 0.0), (2.0, 0.5), (6.0, 1.0)):
+        net.anew[-1].bias.data.fill_(logit)
         assert net.heeded(text) == (pytest.approx(heeded), 0.0)
     net.kinds.bias.data = torch.tensor([0.0, 0, 0, 5])
     assert net.heeded(text) == (0.0, 1.0)
