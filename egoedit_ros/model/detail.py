@@ -357,12 +357,12 @@ USUAL = Trust(camera=-1.5, decoder=0.75, thing=-1.0, hand=1.0)
 Apart = dict[tuple[int, int], Tensor]  # how unlike each two answers are ``[N, H, W]``, 0..1
 
 
-def apart(colors: Tensor, known: Apart | None = None, changed: int = 0) -> Apart:
-    """Of colours ``[N, K, 3, H, W]``. known: of the same, but for those of answer ``changed``."""
+def apart(colors: Tensor, known: Apart | None = None, changed: tuple[int, ...] = ()) -> Apart:
+    """Of colours ``[N, K, 3, H, W]``. known: of the same, but for those of answers ``changed``."""
     pairs = itertools.combinations(range(colors.shape[1]), 2)
     return {
         (a, b): known[a, b]
-        if known is not None and changed not in (a, b)
+        if known is not None and a not in changed and b not in changed
         else (colors[:, a] - colors[:, b]).abs().sum(1).div(NEAR).clamp(max=1)
         for a, b in pairs
     }

@@ -49,14 +49,15 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     unlike = apart(answers.colors)
     usual = choose(answers, known=unlike)
     thing = known.thing > 0
-    body, share = (THING, known.thing) if thing else (HAND, known.hand)
+    share = known.thing if thing else known.hand
     colors = answers.colors.clone()
     colors[:, HAND] = hand_relit_again(known.seen, _shown(usual, answers.colors), usual[:, :1])
     if thing:
         shown, edited = _shown(usual, answers.colors), 1 - usual[:, :1]
         colors[:, THING] = relit_again(known.seen, shown, edited, known.usual)
     answers = dataclasses.replace(answers, colors=colors)
-    unlike = apart(colors, unlike, colors.shape[1] + body) if not thing else apart(colors)
+    bodies = (HAND, THING) if thing else (HAND,)
+    unlike = apart(colors, unlike, tuple(colors.shape[1] + of for of in bodies))
     of_thing, of_hand = inside(known.seen).split(1, 1)
     more = _not_thing(answers, of_thing) if thing else _hand(answers, of_hand)
     outlined = choose(answers, more=share * more, known=unlike)
