@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from egoedit_ros.model.autoencoder import ResidualBlock
 from egoedit_ros.model.pose import FRAME
 
 SIDE = 64  # pixels of a cut, a side
@@ -86,13 +87,8 @@ def cut(pictures: Tensor, at: Tensor, unit: Tensor, lean: Tensor, reach: float) 
     return torch.cat([cuts * there - 0.5 * there, there], 1)
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+class _Block(ResidualBlock):
+    """With its input normalised: a cut may be dark or bright."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.group_norm(x, 1))))
