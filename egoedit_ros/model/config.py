@@ -69,7 +69,8 @@ class DetailConfig:
     text; told: numbers that the text comes to; cells: of latents along a side that a cell sees (1
     or 3); forms: of things that it knows by heart (:mod:`egoedit_ros.model.forms`); 0: none, nor
     where things are; places: whether it looks again at where these are
-    (:mod:`egoedit_ros.model.places`).
+    (:mod:`egoedit_ros.model.places`); lights: colours that it knows by name, to paint things in the
+    light that falls (:mod:`egoedit_ros.model.light`); 0: none.
     """
 
     widths: tuple[int, int, int] = (40, 96, 192)
@@ -81,6 +82,7 @@ class DetailConfig:
     cells: int = 3
     forms: int = 0
     places: bool = False
+    lights: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,10 @@ def _edge() -> EditorConfig:
     return EditorConfig(
         window_chunks=1,
         steady=(0.92, 0.8, 0.8, 0.8),
-        steady_forms=(0.8, 0.5, 0.5, 0.5),
+        steady_forms=(0.6, 0.3, 0.3, 0.3),
         sharpen=True,
         transformer=TransformerConfig(gates=3),
-        detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8, places=True),
+        detail=DetailConfig(told=72, fine_blocks=2, cells=1, forms=8, places=True, lights=9),
     )
 
 

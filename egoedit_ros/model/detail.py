@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from egoedit_ros.model.autoencoder import CELL
 from egoedit_ros.model.config import DetailConfig, EditorConfig
-from egoedit_ros.model.forms import SEEN, Forms, Usual, outside, relit
+from egoedit_ros.model.forms import SEEN, Forms, outside, relit
+from egoedit_ros.model.light import Lights, Paint
 from egoedit_ros.model.places import Places
 from egoedit_ros.model.pose import FRAME
 
@@ -39,18 +40,19 @@ NARROWEST, WIDEST = 0.006, 0.5
 @dataclass(slots=True)
 class Outlines:
     """seen: of the forms, at half the size ``[N, SEEN, H/2, W/2]``; thing, hand: how much what is
-    shown is to heed their outlines, 0..1; usual: the light of the thing's second material."""
+    shown is to heed their outlines, 0..1; paint: what the thing is painted with, where that is
+    known."""
 
     seen: Tensor
     thing: float
     hand: float
-    usual: Usual | None = None
+    paint: Paint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What squares are cut from, as far as bodies are looked for in it. pictures: the camera's
-    ``[N, 3, H, W]`` in 0..1; row, column: where the squares begin there, in pixels."""
+    """What squares are cut from. pictures: all that the camera sees ``[N, 3, H, W]`` in 0..1; row,
+    column: where the squares begin there, in pixels."""
 
     pictures: Tensor
     row: int
@@ -195,6 +197,8 @@ class DetailNet(nn.Module):
             self.form_head = _FormHead(fine, self.out.out_channels + 4 * 2 * BODIES)
             if config.places:
                 self.places = Places()
+            if config.lights:
+                self.lights = Lights(words, config.lights, config.forms)
 
     def read(self, embedded: Tensor) -> Tensor:
         """Token embeddings ``[N, L, text_dim]`` (zeros beyond the text) to what :meth:`forward`
@@ -203,6 +207,11 @@ class DetailNet(nn.Module):
         weights = torch.einsum("qd,nld->nql", self.queries, self.keys(embedded))
         weights = weights.masked_fill(~there[:, None], -1e4).softmax(-1)
         return self.text((weights @ self.values(embedded)).flatten(1))
+
+    def named(self, embedded: Tensor) -> Tensor | None:
+        """Which colour one text ``[1, L, text_dim]`` wants a thing to have: logits ``[lights]``;
+        once for an instruction. None where no colours are known by name."""
+        return self.lights.reader(embedded)[0] if self.config.lights else None
 
     def heeded(self, text: Tensor) -> tuple[float, float]:
         """How much the outlines of what a text, of :meth:`read`, puts in a thing's place are to be
@@ -225,6 +234,7 @@ class DetailNet(nn.Module):
         pose: Tensor | None = None,
         kinds: Tensor | None = None,
         whole: Whole | None = None,
+        likely: Tensor | None = None,
     ) -> Answers:
         """Weigh answers to each pixel.
 
@@ -232,7 +242,8 @@ class DetailNet(nn.Module):
         sees an edit; latents: edited and source ``[N, 2C, H/8, W/8]``; place: of each picture in
         its latent frame ``[N]``; text: of :meth:`read`; pose: where the bodies are, ``[N, POSE]``
         float32, instead of where the network takes them to be; kinds: likewise, ``[N, forms + 1]``;
-        whole: what the squares are of, to look again at where bodies are whose outlines are heeded.
+        whole: what the squares are of, to look again at where bodies are whose outlines are heeded;
+        likely: of :meth:`named`, to paint a thing.
         """
         x = torch.cat([2 * source - 1, 2 * made - 1, mask], 1)
         x = x.to(self.inside.weight)  # the answers below keep the camera's colours exactly
@@ -257,9 +268,15 @@ class DetailNet(nn.Module):
             with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
                 bodies = relit(seen, source, made, mask), outside(seen)
             if heed is not None:
-                kind = int(kinds[0].argmax())
-                usual = self.forms.usual(kind) if kind < self.config.forms else None
-                outlines = Outlines(seen, *heed, usual)
+                kind, paint = int(kinds[0].argmax()), None
+                if (
+                    likely is not None
+                    and heed[0]
+                    and whole is not None
+                    and kind < self.config.forms
+                ):
+                    paint = self.lights(whole.pictures, likely, kind)
+                outlines = Outlines(seen, *heed, paint)
         colors, logits, widths = self._mixture(
             F.pixel_shuffle(said.float(), 2), source, made, bodies
         )

@@ -11,7 +11,6 @@ those of the picture (:func:`relit`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -60,17 +59,8 @@ class Forms(nn.Module):
     def __init__(self, config: DetailConfig) -> None:
         super().__init__()
         self.codes = nn.Embedding(config.forms, 16)
-        # Of each form's second material (a bottle's cap): see :class:`Usual`.
-        self.register_buffer("usual_light", torch.zeros(config.forms, 4, 3))
-        self.register_buffer("usual_faces", torch.zeros(config.forms, 4, 4))
         self.thing = FormNet(16, 96)
         self.hand = FormNet(1, 144)  # fingers are fine
-
-    def usual(self, kind: int) -> Usual | None:
-        """The usual light of a form's second material; None where it has none."""
-        if not self.usual_faces[kind].any():
-            return None
-        return Usual(self.usual_light[kind].float(), self.usual_faces[kind].float())
 
     @torch.no_grad()
     def forward(self, pose: Tensor, kinds: Tensor, size: tuple[int, int], step: int) -> Tensor:
@@ -104,15 +94,6 @@ class Forms(nn.Module):
         return torch.cat([*out, *crisp], 1).unflatten(2, size)
 
 
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """A second material's usual light: coefficients of its colours by faces ``[4, 3]``, and of what
-    faces that is known: their mean products ``[4, 4]``."""
-
-    light: Tensor
-    faces: Tensor
-
-
 SHARP = 20.0  # of weights, per unit beside an outline
 WITHIN = 0.08  # units: what is nearer to an outline says little of its body's colour
 
@@ -130,7 +111,7 @@ def relit(seen: Tensor, source: Tensor, made: Tensor, mask: Tensor) -> Tensor:
     )
     edited = F.avg_pool2d(mask, 2)
     half = [F.avg_pool2d(picture, 2) for picture in (source, made)]
-    fine = _fine(seen[:, : 2 * TOLD])
+    fine = doubled(seen[:, : 2 * TOLD])
     shown = []
     for normal, weight, picture in (
         (2, first * (1 - second) * edited, half[1]),
@@ -139,7 +120,7 @@ def relit(seen: Tensor, source: Tensor, made: Tensor, mask: Tensor) -> Tensor:
     ):
         light = _light(_faces(seen, normal), weight, picture)
         shown.append(_lit(light, _faces(fine, normal)))
-    share = torch.sigmoid(2 * SHARP * fine[:, 1:2])
+    share = second_share(fine)
     thing = shown[0] * (1 - share) + shown[1] * share
     return torch.stack([thing, shown[2]], 1).clamp(0, 1)
 
@@ -149,25 +130,23 @@ LITTLE = 0.03  # of a pixel: how much grey is in what is fitted then; a bottle's
 # Summed over the colours: what is farther from what was fitted counts less.
 ODD, ODD_HAND = 0.12, 0.15
 FLAT, LIVELY = 0.03, 0.003  # share of what is seen that is taken to be the same on all faces
-USUAL_PIXELS = 15.0  # that a second material's usual light counts as
 DRAWN = 0.3  # what counts of a hand's colours that are not the camera's
 
 
-def relit_again(seen: Tensor, shown: Tensor, edited: Tensor, usual: Usual | None = None) -> Tensor:
+def relit_again(seen: Tensor, shown: Tensor, edited: Tensor) -> Tensor:
     """The thing with the light of what is shown of it ``[N, 3, H, W]``, colours in 0..1.
 
     As :func:`relit`, but what does not fit (a finger, what is behind it) counts less each time.
     seen: of :class:`Forms`, at half the size; shown: ``[N, 3, H, W]`` in 0..1; edited: how far that
-    is not the camera's ``[N, 1, H, W]``; usual: light that the second material has else, where
-    little is shown of it.
+    is not the camera's ``[N, 1, H, W]``.
     """
     first = torch.sigmoid(SHARP * (seen[:, :1] - WITHIN))
     second = torch.sigmoid(SHARP * seen[:, 1:2])
-    half, edited, fine = F.avg_pool2d(shown, 2), F.avg_pool2d(edited, 2), _fine(seen[:, :TOLD])
+    half, edited, fine = F.avg_pool2d(shown, 2), F.avg_pool2d(edited, 2), doubled(seen[:, :TOLD])
     faces, finer = _faces(seen, 2), _faces(fine, 2)
     base = _fitted(faces, first * (1 - second) * edited, half, ODD)
-    other = _fitted(faces, second * edited, half, ODD, usual)
-    share = torch.sigmoid(2 * SHARP * fine[:, 1:2])
+    other = _fitted(faces, second * edited, half, ODD)
+    share = second_share(fine)
     return (_lit(base, finer) * (1 - share) + _lit(other, finer) * share).clamp(0, 1)
 
 
@@ -179,16 +158,14 @@ def hand_relit_again(seen: Tensor, shown: Tensor, camera: Tensor) -> Tensor:
     hand = torch.sigmoid(SHARP * (seen[:, TOLD : TOLD + 1] - WITHIN))
     known = DRAWN + (1 - DRAWN) * F.avg_pool2d(camera, 2)
     light = _fitted(_faces(seen, TOLD + 2), hand * known, F.avg_pool2d(shown, 2), ODD_HAND)
-    return _lit(light, _faces(_fine(seen[:, : 2 * TOLD]), TOLD + 2)).clamp(0, 1)
+    return _lit(light, _faces(doubled(seen[:, : 2 * TOLD]), TOLD + 2)).clamp(0, 1)
 
 
-def _fitted(
-    faces: Tensor, inner: Tensor, picture: Tensor, odd: float, usual: Usual | None = None
-) -> Tensor:
+def _fitted(faces: Tensor, inner: Tensor, picture: Tensor, odd: float) -> Tensor:
     """Light ``[N, 4, 3]``, fitted again and again to what fits."""
     weight = inner
     for _ in range(FITS):
-        light = _light(faces, weight, picture, LITTLE, LIVELY, usual)
+        light = _light(faces, weight, picture, LITTLE, LIVELY)
         off = _lit(light, faces) - picture
         weight = inner / (1 + (off.abs().sum(1, keepdim=True) / odd).square())
     return light
@@ -201,16 +178,22 @@ def _lit(light: Tensor, faces: Tensor) -> Tensor:
 def inside(seen: Tensor) -> Tensor:
     """How far inside of the thing's outline and the hand's each pixel is, 0..1, with soft edges of
     about a pixel: ``[N, 2, H, W]`` at twice the size of ``seen``."""
-    return 0.5 + 0.5 * torch.tanh(EDGE * _fine(seen[:, (0, TOLD)]))
+    return 0.5 + 0.5 * torch.tanh(EDGE * doubled(seen[:, (0, TOLD)]))
 
 
 def outside(seen: Tensor) -> Tensor:
     """How far outside of the thing's outline and the hand's each pixel is, from 0 (inside) to 1:
     ``[N, 2, H, W]`` at twice the size of ``seen``."""
-    return 0.5 - 0.5 * torch.tanh(CRISP * _fine(seen[:, (0, TOLD)]))
+    return 0.5 - 0.5 * torch.tanh(CRISP * doubled(seen[:, (0, TOLD)]))
 
 
-def _fine(seen: Tensor) -> Tensor:
+def second_share(fine: Tensor) -> Tensor:
+    """How far pixels are of the thing's second material, 0..1; fine: of :func:`doubled`."""
+    return torch.sigmoid(2 * SHARP * fine[:, 1:2])
+
+
+def doubled(seen: Tensor) -> Tensor:
+    """What is seen of forms, at twice the size."""
     return F.interpolate(seen, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -224,16 +207,12 @@ def _light(
     picture: Tensor,
     grey: float = 1.0,
     flat: float = FLAT,
-    usual: Usual | None = None,
 ) -> Tensor:
     """Coefficients ``[N, 4, 3]`` of colours by ``faces`` ``[N, 4, h, w]``, by least squares; beside
-    so many pixels of a grey, or of what is usual."""
+    so many pixels of a grey."""
     weighed = faces * weight
     square = torch.einsum("nfhw,nghw->nfg", weighed, faces)
     told = torch.einsum("nfhw,nchw->nfc", weighed, picture)
-    if usual is not None:
-        known = USUAL_PIXELS * usual.faces + 1e-3 * torch.eye(4, device=faces.device)
-        return torch.linalg.solve(square + known, told + USUAL_PIXELS * usual.faces @ usual.light)
     # Where little is seen: one grey.
     some = weight.sum((1, 2, 3))[:, None, None]
     known = torch.diag_embed(torch.tensor([0.0, 1, 1, 1], device=faces.device))

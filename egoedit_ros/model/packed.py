@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions' weights in a byte each, in files alone: what is bundled has to be small.
+"""Large weights in a byte each, in files alone: what is bundled has to be small.
 
 Of each of a layer's outputs the weights are whole numbers of steps of one size, which is the
 largest of them over ``MOST``: off by about 1 % of the weights' spread.
@@ -15,20 +15,22 @@ from torch import Tensor
 from egoedit_ros.errors import UserError
 
 MOST = 127
+LARGE = 100_000  # weights of a matrix; smaller ones stay as they are
 STEPS = ".steps"  # after a weight's name: the sizes of its steps
 
 
 def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of convolutions ``[O, I, h, w]`` as int8, and float32 ``[O]`` of their steps; the
-    other tensors as they are."""
+    """Weights of convolutions ``[O, I, h, w]``, and of large matrices ``[O, I]``, as int8, and
+    float32 ``[O]`` of their steps; the other tensors as they are."""
     out = {}
     for name, tensor in tensors.items():
-        if tensor.dim() != 4:
+        if tensor.dim() != 4 and not (tensor.dim() == 2 and tensor.numel() > LARGE):
             out[name] = tensor
             continue
         weights = tensor.float()
         steps = weights.flatten(1).abs().amax(1) / MOST
-        whole = weights / steps.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None, None]
+        sizes = steps.clamp(min=torch.finfo(torch.float32).tiny)
+        whole = weights / sizes.view(-1, *[1] * (weights.dim() - 1))
         out[name] = whole.round().to(torch.int8).contiguous()
         out[name + STEPS] = steps
     return out

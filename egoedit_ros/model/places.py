@@ -6,10 +6,11 @@ A network that sees a whole square tells where things are to a pixel or two
 one body, turned upright and at one size, so that it has only to learn by how much the guess is off:
 a cascade of regressions, as in DeepIM (arXiv 1804.00175), but without a picture drawn of the guess.
 
-How far a thing is turned about its own upright axis the picture may not say at all (a ball becomes
-a book). So a frame (:mod:`egoedit_ros.model.pose`) is taken apart into what is seen however it is
-turned, and that angle, which is told as the first harmonics of its distribution. The likeliest is
-taken, one for all pictures of a chunk: a mean of many would be no angle at all.
+How far a thing is turned about its own upright axis a cut may not say (a ball becomes a book);
+where in the camera's view it is says some of it. So a frame (:mod:`egoedit_ros.model.pose`) is
+taken apart into what is seen however it is turned, and that angle, which is told as the first
+harmonics of its distribution. The likeliest is taken, one for all pictures of a chunk: a mean of
+many would be no angle at all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ SIDE = 64  # pixels of a cut, a side
 HARMONICS = (1, 2, 4)  # of the angle: a cube is the same after a quarter turn
 TOLD = 2 + 6 + 2 + 2 * len(HARMONICS) + 1  # place, slopes, tilt, harmonics, curl
 LEAST, MOST = 8.0, 60.0  # pixels that a unit may be seen as
+USUAL = 26.0  # pixels that it is seen as
+WHERE = 4
 UPRIGHT = 0.75  # of a unit, how much an upright axis is usually seen as
+LOOKS = 2  # at a thing, each put straight by the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,16 @@ def cut(pictures: Tensor, at: Tensor, unit: Tensor, lean: Tensor, reach: float) 
     return torch.cat([cuts * there - 0.5 * there, there], 1)
 
 
+def where(at: Tensor, unit: Tensor, lean: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where in the camera's view a cut is ``[N, WHERE]``: its middle, from -1 to 1 to the right and
+    down; the logarithm of its unit beside the usual one; its lean.
+
+    at, unit, lean: of :class:`Seen`; size: rows and columns of the camera's picture."""
+    rows, columns = size
+    middle = (at + 0.5) * 2 / at.new_tensor([columns, rows]) - 1
+    return torch.cat([middle, (unit / USUAL).log()[:, None], lean[:, None]], 1)
+
+
 class _Block(ResidualBlock):
     """With its input normalised: a cut may be dark or bright."""
 
@@ -105,19 +119,28 @@ class PlaceNet(nn.Module):
         self.down = nn.Conv2d(4 * fine, deep, 1)
         self.deep_blocks = nn.Sequential(*(_Block(deep) for _ in range(2)))
         self.few = nn.Conv2d(deep, 16, 1)
-        self.hidden = nn.Linear(16 * (SIDE // 8) ** 2, 128)
+        self.hidden = nn.Linear(16 * (SIDE // 8) ** 2 + WHERE, 128)
         self.out = nn.Linear(128, TOLD)
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, cuts: Tensor) -> Tensor:
-        """Of cuts ``[N, 4, SIDE, SIDE]`` what is told ``[N, TOLD]``, float32: the place in units
-        from the middle, slopes in units, as the cut has them; tilt; harmonics; curl."""
+    def forward(self, cuts: Tensor, where: Tensor) -> Tensor:
+        """Of cuts ``[N, 4, SIDE, SIDE]``, and where they are (:func:`where`), what is told
+        ``[N, TOLD]``, float32: the place in units from the middle, slopes in units, as the cut has
+        them; tilt; harmonics; curl."""
         x = F.pixel_unshuffle(cuts, 4).to(self.inside.weight)
         x = self.fine_blocks(self.inside(x.contiguous(memory_format=torch.channels_last)))
         x = self.deep_blocks(self.down(F.pixel_unshuffle(F.silu(x), 2)))
         x = F.silu(self.few(F.group_norm(x, 1))).flatten(1)
+        x = torch.cat([x, where.to(x)], 1)
         return self.out(F.silu(self.hidden(x))).float()
+
+
+def cut_by(guess: Seen, pictures: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """What :class:`PlaceNet` takes: pictures cut by a guess, and where that is."""
+    unit, lean = guess.unit.clamp(LEAST, MOST), guess.lean
+    cuts = cut(pictures, guess.at, unit, lean, reach)
+    return cuts, where(guess.at, unit, lean, tuple(pictures.shape[2:]))
 
 
 def in_picture(told: Tensor, guess: Seen) -> tuple[Seen, Tensor, Tensor]:
@@ -152,15 +175,16 @@ class Places(nn.Module):
 
     @torch.no_grad()
     def forward(self, pose: Tensor, pictures: Tensor, thing: bool, hand: bool) -> Tensor:
-        """Poses ``[N, POSE]`` in ``pictures`` ``[N, 3, H, W]`` in 0..1, of one chunk, looked at
-        again: the thing's, the hand's."""
+        """Poses ``[N, POSE]`` in ``pictures`` ``[N, 3, H, W]`` in 0..1, all that the camera sees,
+        of one chunk, looked at again: the thing's, the hand's."""
         pose = pose.clone()
         if thing:
-            guess = apart(pose[:, :FRAME])
-            # Of a thing whose turn is not known the axes across are a mean, and too short.
-            upright = guess.slopes[:, :, 2].norm(dim=1) / UPRIGHT
-            unit = torch.maximum(guess.unit, upright)
-            seen, harmonics, _ = self._look(self.thing, guess, unit, pictures)
+            seen = apart(pose[:, :FRAME])
+            for _ in range(LOOKS):
+                # Of a thing whose turn is not known the axes across are a mean, and too short.
+                upright = seen.slopes[:, :, 2].norm(dim=1) / UPRIGHT
+                unit = torch.maximum(seen.unit, upright)
+                seen, harmonics, _ = self._look(self.thing, seen, unit, pictures)
             turn = likeliest(harmonics).expand(len(pose))
             pose[:, :FRAME] = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
         if hand:
@@ -176,8 +200,7 @@ class Places(nn.Module):
         unit = unit.clamp(LEAST, MOST)
         slopes = guess.slopes * (unit / guess.unit.clamp(min=1e-3))[:, None, None]
         guess = Seen(guess.at, slopes, guess.tilt, guess.turn)
-        told = net(cut(pictures, guess.at, unit, guess.lean, net.reach))
-        return in_picture(told, guess)
+        return in_picture(net(*cut_by(guess, pictures, net.reach)), guess)
 
 
 def _about_z(angle: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ farther, and a haze of fingers. But their form is known and so, nearly, is the p
 something else comes into a thing's place, or a thing is taken from a hand, the body is laid over
 what is shown else, as far as its outline reaches and nothing is in front of it; and outside of it
 colours that are like the body's are less likely. The outline may be off by a fraction of a pixel,
-but it is one. Its light is that of what the answers themselves show (:func:`relit_again`). Where
-only what is coloured changes the camera has the outlines already.
+but it is one. A thing whose colour is known by name is painted in the light of the room
+(:func:`~egoedit_ros.model.light.painted`); else its light, and a hand's, is that of what the
+answers themselves show (:func:`~egoedit_ros.model.forms.relit_again`). Where only what is coloured
+changes the camera has the outlines already.
 """
 
 from __future__ import annotations
@@ -18,26 +20,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egoedit_ros.model.detail import BODIES, Answers, apart, choose
-from egoedit_ros.model.forms import hand_relit_again, inside, relit_again
+from egoedit_ros.model.detail import BODIES, USUAL, Answers, Outlines, apart, choose
+from egoedit_ros.model.forms import (
+    SHARP,
+    TOLD,
+    WITHIN,
+    doubled,
+    hand_relit_again,
+    inside,
+    relit_again,
+    second_share,
+)
+from egoedit_ros.model.light import mean_around, painted
 
 THING, HAND = -BODIES, 1 - BODIES  # whose answers
 # Nats by which colours like a body's are less likely outside of its outline, and a hand's, which
 # the camera shows in part, likelier inside.
 NOT_THING, NOT_HAND, IN_HAND = 4.0, 1.5, 2.5
+FEW = 4.0  # pixels of a material that say what colour it has
 LIKE_THING, LIKE_HAND = 0.4, 0.25  # of colours, summed: so far off is alike by a factor e less
 # Nats by which it is less likely than the network says that what the camera has in a body's outline
 # is in front of it: a hand, anything else. The network hardly tells what is in front from what is
 # behind the corner of something larger.
-FRONT_HAND, FRONT = 1.5, 5.0
+FRONT_HAND, FRONT = 1.0, 4.0
 SOME, CLEAR = 0.4, 12.0  # from where on something is in front, and how steep that is
 FINGER = 5  # pixels a side: a hand's outline may be off by two
 # A body's light is as what is shown, seen from afar: over so many pixels a side; colours that are
 # farther off, summed, are of something else.
 AROUND_THING, AROUND_HAND = (9, 0.5), (7, 0.25)
 # If it does not come to the same with outlines as without, they are in a wrong place or badly
-# turned: summed over the colours, of means over so many pixels a side.
-ALIKE, UNLIKE, AROUND = 0.2, 0.4, 9
+# turned: from where to where on, summed over the colours, of means over so many pixels a side.
+ALIKE, AROUND = (0.2, 0.4), 9
+# Likewise where the thing is painted, which is not fitted to what is shown: only what is far off is
+# in a wrong place.
+PAINTED_ALIKE = 0.5, 1.0
+# What share of what is seen of a painted thing is edited: less, and it is in a wrong place.
+SOME_EDITED, EDITED = 0.3, 0.6
+# Beside it: nats by which the camera is believed more, and pixels around it. What is decoded there
+# is a haze of the thing.
+BESIDE, NEAR = 0.5, 8
+BESIDE_PAINTED = dataclasses.replace(USUAL, decoder=-0.75)
 
 
 def show(answers: Answers) -> tuple[Tensor, Tensor]:
@@ -46,30 +68,45 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     known = answers.outlines
     if known is None or not max(known.thing, known.hand):
         return answers.colors, choose(answers)
-    unlike = apart(answers.colors)
-    usual = choose(answers, known=unlike)
     thing = known.thing > 0
+    is_painted = thing and known.paint is not None
+    trust = BESIDE_PAINTED if is_painted else USUAL
+    unlike = apart(answers.colors)
+    usual = choose(answers, trust, known=unlike)
     share = known.thing if thing else known.hand
     colors = answers.colors.clone()
     colors[:, HAND] = hand_relit_again(known.seen, _shown(usual, answers.colors), usual[:, :1])
     if thing:
         shown, edited = _shown(usual, answers.colors), 1 - usual[:, :1]
-        colors[:, THING] = relit_again(known.seen, shown, edited, known.usual)
+        colors[:, THING] = _thing(known, shown, edited)
     answers = dataclasses.replace(answers, colors=colors)
     bodies = (HAND, THING) if thing else (HAND,)
     unlike = apart(colors, unlike, tuple(colors.shape[1] + of for of in bodies))
     of_thing, of_hand = inside(known.seen).split(1, 1)
+    clear = 1 - _front(answers, of_hand) if thing else None
+    if is_painted:
+        share = share * _rightly(of_thing * clear, usual)
     more = _not_thing(answers, of_thing) if thing else _hand(answers, of_hand)
-    outlined = choose(answers, more=share * more, known=unlike)
-    same = _alike_from_afar(outlined - usual, colors)
+    outlined = choose(answers, trust, share * more, unlike)
+    gate = PAINTED_ALIKE if is_painted else ALIKE
+    same = _alike_from_afar(outlined - usual, colors, gate)
     shares = usual + same * (outlined - usual)
     # What a thing covered of a hand comes to be seen where something smaller takes its place.
     behind = share * (1 - _front(answers, None)) * (1 - of_thing if thing else 1)
     shares = _lay(answers, shares, HAND, of_hand, behind, AROUND_HAND)
     if thing:
-        clear = 1 - _front(answers, of_hand)
-        shares = _lay(answers, shares, THING, of_thing, share * clear, AROUND_THING)
+        around = None if is_painted else AROUND_THING
+        shares = _lay(answers, shares, THING, of_thing, share * clear, around)
     return colors, shares
+
+
+def _thing(known: Outlines, shown: Tensor, edited: Tensor) -> Tensor:
+    """The thing as it is painted, or with the light of what is shown of it ``[N, 3, H, W]``."""
+    if known.paint is None:
+        return relit_again(known.seen, shown, edited)
+    fine = doubled(known.seen[:, :TOLD])
+    weight = torch.sigmoid(SHARP * (fine[:, :1] - WITHIN)) * edited
+    return painted(fine[:, 2:5], second_share(fine), shown, weight, known.paint)
 
 
 def _shown(shares: Tensor, colors: Tensor) -> Tensor:
@@ -77,21 +114,42 @@ def _shown(shares: Tensor, colors: Tensor) -> Tensor:
 
 
 def _lay(
-    answers: Answers, shares: Tensor, body: int, within: Tensor, clear: Tensor, around: tuple
+    answers: Answers, shares: Tensor, body: int, within: Tensor, clear: Tensor, around: tuple | None
 ) -> Tensor:
     """Lay a body over what is shown ``[N, K, H, W]``, within its outline and where nothing is in
     front of it. Its colours, which are changed in place, are as what is shown seen from afar."""
     colors, laid = answers.colors, within * clear
-    colors[:, body] = _as_from_afar(colors[:, body], _shown(shares, colors), laid, around)
+    if around is not None:
+        colors[:, body] = _as_from_afar(colors[:, body], _shown(shares, colors), laid, around)
     alone = torch.zeros_like(shares)
     alone[:, body] = 1
-    laid = laid * _alike_from_afar(laid * (alone - shares), colors)
+    gate = PAINTED_ALIKE if around is None else ALIKE
+    laid = laid * _alike_from_afar(laid * (alone - shares), colors, gate)
     return shares + laid * (alone - shares)
 
 
+def _rightly(seen: Tensor, usual: Tensor) -> Tensor:
+    """Whether what is seen of a body in a chunk is about where the edit is: 0..1. seen:
+    ``[N, 1, H, W]``; usual: shares of what else is shown."""
+    share = (seen * (1 - usual[:, :1])).sum() / seen.sum().clamp(min=1)
+    return ((share - SOME_EDITED) / (EDITED - SOME_EDITED)).clamp(0, 1)
+
+
 def _not_thing(answers: Answers, within: Tensor) -> Tensor:
-    """Nats ``[N, K, H, W]``."""
-    return -NOT_THING * _alike(answers, THING, LIKE_THING) * (1 - within)
+    """Nats ``[N, K, H, W]``. Of a painted thing all colours are known, also beside it."""
+    alike, known = _alike(answers, THING, LIKE_THING), answers.outlines
+    if known.paint is None:
+        return -NOT_THING * alike * (1 - within)
+    second = second_share(doubled(known.seen[:, :TOLD]))
+    for part in (within * (1 - second), within * second):
+        count = part.sum((2, 3), keepdim=True)
+        mean = (part * answers.colors[:, THING]).sum((2, 3), keepdim=True) / count.clamp(min=1)
+        off = (answers.colors - mean[:, None]).abs().sum(2)
+        alike = torch.maximum(alike, (count > FEW) * torch.exp(-off / LIKE_THING))
+    more = -NOT_THING * alike * (1 - within)
+    near = F.max_pool2d(within, 2 * NEAR + 1, 1, NEAR)
+    more[:, :1] += BESIDE * near * (1 - within)
+    return more
 
 
 def _hand(answers: Answers, within: Tensor) -> Tensor:
@@ -125,19 +183,13 @@ def _as_from_afar(color: Tensor, shown: Tensor, where: Tensor, around: tuple) ->
     of the body."""
     (size, other), off = around, shown - color
     weight = where * torch.exp(-off.abs().sum(1, keepdim=True) / other)
-    return (color + _mean(weight * off, size) / (_mean(weight, size) + 0.05)).clamp(0, 1)
+    return (color + mean_around(weight * off, size) / (mean_around(weight, size) + 0.05)).clamp(
+        0, 1
+    )
 
 
-def _alike_from_afar(change: Tensor, colors: Tensor) -> Tensor:
+def _alike_from_afar(change: Tensor, colors: Tensor, gate: tuple[float, float]) -> Tensor:
     """Where a change of shares comes to the same ``[N, 1, H, W]``, 0..1."""
-    off = _mean(_shown(change, colors), AROUND).abs().sum(1, keepdim=True)
-    return _mean(((UNLIKE - off) / (UNLIKE - ALIKE)).clamp(0, 1), AROUND // 2 + 1)
-
-
-def _mean(x: Tensor, size: int) -> Tensor:
-    """Over squares of so many pixels a side, an odd number."""
-    x = F.pad(x, [size // 2] * 4, mode="replicate")
-    for axis in (2, 3):  # faster than pooling
-        length = x.shape[axis] - size + 1
-        x = sum(x.narrow(axis, begin, length) for begin in range(size)) / size
-    return x
+    alike, unlike = gate
+    off = mean_around(_shown(change, colors), AROUND).abs().sum(1, keepdim=True)
+    return mean_around(((unlike - off) / (unlike - alike)).clamp(0, 1), AROUND // 2 + 1)

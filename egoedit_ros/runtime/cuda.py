@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA executor: a stream to each lane, page-locked rings, CUDA graphs. NOT RUN YET.
+"""The CUDA executor: a stream to each lane, page-locked rings, CUDA graphs.
 
-No GPU was at hand when this was written; ``egoedit doctor --gpu`` checks all of it on the first
-machine that has one. The scheduling is executor.py's, which the CPU tests cover.
+No GPU was at hand when this was written. Since then ``egoedit doctor --gpu`` has run the graphs of
+``edge`` on an H200 (docs/runtime.md); lanes and rings have NOT RUN YET. The scheduling is
+executor.py's, which the CPU tests cover.
 
 Streams and events are PyCUDA's, in torch's own (primary) context, so that TensorRT takes their
 handles and torch takes them as external streams. All CUDA imports are in :func:`driver`.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``egoedit doctor --gpu``: are the CUDA parts right on this GPU, and how fast? NOT RUN YET.
+"""``egoedit doctor --gpu``: are the CUDA parts right on this GPU, and how fast?
+
+Run once, on an H200 without TensorRT and without the text encoder (docs/runtime.md): the parity of
+CUDA, graphs and torch.compile. The overlap, the speeds and TensorRT have NOT RUN YET.
 
 Parity of CUDA, graphs, torch.compile and TensorRT with the CPU, the timeline of overlapped stages,
 frames per second and latency of every configuration that fits, beside the paper's Table 2. What

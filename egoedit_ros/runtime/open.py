@@ -12,7 +12,7 @@ def open_in(runtime: str, model: str, device: str = "auto", *args, **options) ->
     """Open a stream whose network runs in ``compile``, ``onnx``, ``graphs`` or ``tensorrt``.
 
     args, options: as EditSession's after the model. compile: needs a C++ compiler on the CPU.
-    onnx: on the CPU. graphs, tensorrt: on CUDA, not run yet.
+    onnx: on the CPU. graphs, tensorrt: on CUDA, no stream has run on them yet.
     Raises UserError as load_model does, and where the runtime has not what it needs.
     """
     if runtime == "onnx":

@@ -19,11 +19,24 @@ from egoedit_ros.model.show import show
 SQUARES = (64, 96, 112)  # pixels a side: a small thing takes less time
 MOST = (0.03, 0.97)  # of what changes, along a side, that a square is to hold
 MARGIN = 10  # pixels beside that: what is drawn softly may reach farther
-AROUND = 128  # pixels a side, around a square, in which it is looked again for bodies
 SEAM = 8  # pixels along a square's sides over which it goes over into what was there
 WHOLE = 0.4  # share of the picture from which on an edit is one of all of it
 FAINTEST = 0.02  # share of an answer below which it is none of what is shown
 GROUP = 4  # pictures of a latent frame
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An instruction as the detail network has it: of :meth:`DetailNet.read` and ``named``."""
+
+    text: Tensor
+    likely: Tensor | None
+
+
+def tell(net: DetailNet, embedded: Tensor) -> Told:
+    """Token embeddings ``[L, text_dim]`` of an instruction."""
+    embedded = embedded[None].to(net.inside.weight)
+    return Told(net.read(embedded), net.named(embedded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +82,15 @@ def square_around(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Squ
     return Square(size, *begins)
 
 
-def whole_around(square: Square, source: np.ndarray, device: torch.device) -> Whole:
-    """What is around a square, as much of it as there is of samples: uint8 ``[n, h, w, 3]``."""
-    begins = []
-    for begin, length in zip((square.row, square.column), source.shape[1:3], strict=True):
-        middle = begin + square.size // 2
-        begins.append(max(0, min(middle - AROUND // 2, length - AROUND)) // CELL * CELL)
-    row, column = begins
-    around = source[:, row : row + AROUND, column : column + AROUND]
-    return Whole(_tensor(around, device), square.row - row, square.column - column)
+def whole_of(square: Square, source: np.ndarray, device: torch.device) -> Whole:
+    """What a square is of: uint8 ``[n, h, w, 3]``."""
+    return Whole(_tensor(source, device), square.row, square.column)
 
 
 @torch.inference_mode()
 def draw(
     net: DetailNet,
-    told: Tensor,
+    told: Told,
     source: np.ndarray,
     made: np.ndarray,
     mask: np.ndarray,
@@ -92,7 +99,7 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A chunk's pictures and mask with the square around the edit drawn anew.
 
-    told: the instruction, of :meth:`DetailNet.read`; source, made: uint8 ``[n, h, w, 3]`` rgb;
+    told: the instruction; source, made: uint8 ``[n, h, w, 3]`` rgb;
     mask: uint8 ``[n, h, w]``; latents: edited and source ``[F, 2C, h/8, w/8]``; first: the chunk
     begins its stream, with a latent frame of one picture.
     """
@@ -111,8 +118,9 @@ def draw(
         *pixels,
         latents[frame][:, :, *square.cells].to(weight),
         torch.tensor(place, device=weight.device),
-        told,
-        whole=whole_around(square, source, weight.device),
+        told.text,
+        likely=told.likely,
+        whole=whole_of(square, source, weight.device),
     )
     colors, shares = show(answers)
     shares = torch.where(shares < FAINTEST, 0, shares)

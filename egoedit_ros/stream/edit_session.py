@@ -26,7 +26,7 @@ from egoedit_ros.model.precision import best_dtype
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.model.transformer import Transformer
 from egoedit_ros.stream.conditioning import TextSwitch
-from egoedit_ros.stream.detail import draw
+from egoedit_ros.stream.detail import Told, draw, tell
 from egoedit_ros.stream.edges import near_sure, sharpen
 from egoedit_ros.stream.session import ChunkResult, frames_in_chunk
 from egoedit_ros.stream.steady import Steadier
@@ -66,7 +66,7 @@ class ChunkWork:
     context: Conditioning
     before: np.ndarray | None = None
     joins: bool = False
-    told: Tensor | None = None
+    told: Told | None = None
     pixels: Tensor | None = None
     source: Coded | None = None
     source_before: Coded | None = None
@@ -207,7 +207,7 @@ class EditSession:
             embedded = self._encode_text(text).to(self.model.device)
             self._context = self.model.transformer.text(embedded[None])
             if self._detail is not None:
-                self._told = self._detail.read(embedded[None].to(self.model.dtype))
+                self._told = tell(self._detail, embedded)
         self._texts.switch(self._context)
         self._text = text
 
@@ -389,7 +389,7 @@ class EditSession:
     def _finished(self, work: ChunkWork) -> ChunkWork:
         weights = ()
         if self._detail is not None and self.preserve:
-            if max(self._detail.heeded(work.told)) > 0.5:
+            if max(self._detail.heeded(work.told.text)) > 0.5:
                 weights = self.model.config.steady_forms
             latents = torch.cat([work.edited, work.latents[0]], 1)
             work.picture, work.mask = draw(

@@ -46,7 +46,7 @@ MIDDLE = Square(SQUARES[0], *[(SQUARE - SQUARES[0]) // 2] * 2)  # where a stream
 @dataclass(frozen=True)
 class DetailData:
     """samples: the folder of stage ``detail_samples``; autoencoder: whose latents they are; forms:
-    weights of stage ``forms``; places: of stage ``places``, where the network is to have any
+    weights of stage ``forms``; places, lights: of those stages, where the network is to have any
     (without a file they are new, for ``bundle`` to replace). edited_weight: of pixels near the
     edit, beside 1 for all; warped: share of squares that are seen from another place; shown: share
     of batches in which the network is told where things are and of what form."""
@@ -55,6 +55,7 @@ class DetailData:
     autoencoder: Path
     forms: Path
     places: Path | None = None
+    lights: Path | None = None
     batch: int = 16
     edited_weight: float = 4.0
     warped: float = 0.0
@@ -350,6 +351,10 @@ def train_detail(settings: TrainSettings, data: DetailData, start: Path | None =
             if data.places is not None:
                 fill(model.places, read_safetensors(data.places), data.places)
             model.places.requires_grad_(False)
+        if model.config.lights:
+            if data.lights is not None:
+                fill(model.lights, read_safetensors(data.lights), data.lights)
+            model.lights.requires_grad_(False)
     return Trainer(model, settings, step, data={"data": data.__dict__}).run()
 
 

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages ``form_views``, ``forms`` and ``lights``: what things and a hand look like, learned from
-views of each alone (:mod:`egoedit_ros.data.sim.forms`), for the detail network to know by heart;
-and the light in which a bottle's cap is usually seen."""
+"""Stages ``form_views`` and ``forms``: what things and a hand look like, learned from views of each
+alone (:mod:`egoedit_ros.data.sim.forms`), for the detail network to know by heart."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from egoedit_ros.data.clip import cannot_write
 from egoedit_ros.data.crew import run_crew
-from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED, KINDS
+from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.config import DetailConfig
 from egoedit_ros.model.forms import Forms
@@ -139,72 +137,6 @@ class FormsStep:
         met = (off[..., 2:].sum(-1) * inside).sum() / inside.sum().clamp(min=1)
         close = told[..., 0].abs() < 3 * SOFT
         return loss + FACES * met, off[..., 0][close].mean().detach()
-
-
-LEAST = 5  # pixels of a second material that say something
-CHANGED = 0.08  # summed over the colours: what is edited
-WITHIN = 0.03  # units inside of an outline
-
-
-def usual_light(forms: Forms, samples: Path, every: int = 6) -> Forms:
-    """Give ``forms`` the usual light of second materials (:class:`~egoedit_ros.model.forms.Usual`),
-    by least squares over what ``detail_samples`` put in things' places: one picture of each of a
-    scene's texts, of each ``every``-th scene."""
-    paths = sorted(samples.glob("*.safetensors"))[::every]
-    if not paths:
-        raise UserError(f"no samples in {samples}; run the stage detail_samples first")
-    kinds = len(forms.usual_light)
-    faces, light = torch.zeros(kinds, 4, 4), torch.zeros(kinds, 4, 3)
-    counts = torch.zeros(kinds)
-    for path in paths:
-        for kind, pose, source, target in _placed(path):
-            told = torch.eye(kinds + 1)[None, kind]
-            seen = forms(pose[None], told, tuple(source.shape[1:]), 1)[0]
-            changed = (source - target).abs().sum(0) > CHANGED
-            of = changed & (seen[0] > WITHIN) & (seen[1] > WITHIN)
-            if of.sum() < LEAST:
-                continue
-            met = torch.cat([torch.ones(1, int(of.sum())), seen[2:5, of]])
-            faces[kind] += met @ met.T / of.sum()
-            light[kind] += met @ target[:, of].T / of.sum()
-            counts[kind] += 1
-    some = counts.clamp(min=1)[:, None, None]
-    faces, light = faces / some, light / some
-    forms.usual_faces.copy_(faces)
-    forms.usual_light.copy_(torch.linalg.solve(faces + 1e-3 * torch.eye(4), light))
-    return forms
-
-
-def _placed(path: Path) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Of a file of samples: kinds of what was put in a thing's place, poses, pictures in 0..1."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["texts"])
-        of = file.get_tensor("place")[:, 2].tolist()
-        poses = file.get_tensor("pose")
-        films = [file.get_slice(name) for name in ("source", "target")]
-        for text, (task, _, kind) in enumerate(told):
-            if task == "replace" and text in of:
-                row = of.index(text)
-                pictures = [film[row : row + 1][0].permute(2, 0, 1).float() / 255 for film in films]
-                yield KINDS.index(kind), poses[row], *pictures
-
-
-def light_forms(path: Path, config: DetailConfig, forms: Path, samples: Path) -> Path:
-    """Run the stage ``lights``: write ``forms`` to ``path`` with the usual light of second
-    materials."""
-    from safetensors.torch import save_file
-
-    from egoedit_ros.model.checkpoint import fill, read_safetensors
-
-    model = Forms(config).eval().requires_grad_(False)
-    fill(model, read_safetensors(forms), forms)
-    usual_light(model, samples)
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
-    part.replace(path)
-    return path
 
 
 def train_forms(settings: TrainSettings, data: FormsData) -> Path:

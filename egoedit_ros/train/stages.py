@@ -24,10 +24,11 @@ STAGES = {
     "decoder": "teach the decoder what the transformer gives it",
     "form_views": "things and the hand alone, from where head cameras are, for forms",
     "forms": "learn what things and a hand look like from any side, for detail",
-    "lights": "give forms the usual light of bottles' caps and the like, after detail_samples",
+    "room_views": "pictures of rooms, and what is known of each, for places and lights",
     "detail_samples": "edits as streams make them, beside their targets, for detail",
     "detail": "teach the detail network what edits should have looked like",
     "places": "learn to look again at where things and the hand are, for detail",
+    "lights": "learn what light falls and which colour a text means, after forms, for detail",
     "sample": "edit validation clips with a checkpoint: a video and figures",
     "bundle": "put the trained networks into a model folder",
     "whole": "several stages on one GPU, on clips that are rendered meanwhile",
@@ -196,17 +197,18 @@ class _Work:
         settings, rest = self.settings()
         return train_forms(settings, build(FormsData, {"views": self.output / "form_views"} | rest))
 
-    def lights(self) -> Path:
-        from egoedit_ros.train.forms import light_forms
+    def room_views(self) -> Path:
+        from egoedit_ros.train.rooms import RoomViews, make_rooms
 
-        forms, samples = (
-            Path(self.section.pop(name, self.output / usual))
-            for name, usual in (("forms", "forms.safetensors"), ("samples", "detail_samples"))
-        )
-        if self.section:
-            raise UserError(f"lights has no setting {sorted(self.section)[0]}; leave it out")
-        config = self.config.detail or DetailConfig()
-        return light_forms(self.output / "lights.safetensors", config, forms, samples)
+        return self._made(make_rooms, build(RoomViews, self.section))
+
+    def lights(self) -> Path:
+        from egoedit_ros.train.lights import LightsData, train_lights
+
+        settings, rest = self.settings()
+        given = {"rooms": self.output / "room_views", "forms": self.output / "forms.safetensors"}
+        given |= {k: Path(v) if k in given else v for k, v in rest.items()}
+        return train_lights(settings, build(LightsData, given))
 
     def detail_samples(self) -> Path:
         from egoedit_ros.train.detail_samples import SampleScenes, make_samples
@@ -234,16 +236,17 @@ class _Work:
             "autoencoder": self.output / "autoencoder.safetensors",
             "forms": self.output / "forms.safetensors",
         }
-        paths = (*given, "places")
+        paths = (*given, "places", "lights")
         given |= {k: Path(v) if k in paths else v for k, v in rest.items()}
         return train_detail(settings, build(DetailData, given), start)
 
     def places(self) -> Path:
         from egoedit_ros.train.places import PlacesData, train_places
 
+        start = self.path("start")
         settings, rest = self.settings()
-        samples = Path(rest.pop("samples", self.output / "detail_samples"))
-        return train_places(settings, build(PlacesData, {"samples": samples} | rest))
+        rooms = Path(rest.pop("rooms", self.output / "room_views"))
+        return train_places(settings, build(PlacesData, {"rooms": rooms} | rest), start)
 
     def sample(self) -> Path:
         from egoedit_ros.train.flow import new_transformer
@@ -271,7 +274,7 @@ class _Work:
 
         named = {"transformer": "flow", "autoencoder": "autoencoder", "detail": None}
         # Parts of the detail network that were learned by themselves, where they are newer than it.
-        newer = {k: self.section[k] for k in ("forms", "places") if k in self.section}
+        newer = {k: self.section[k] for k in ("forms", "places", "lights") if k in self.section}
         named |= {k: v for k, v in self.section.items() if k in named}
         config = self.config
         if named["detail"] is None:  # one that was trained on another transformer's edits is none

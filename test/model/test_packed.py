@@ -25,6 +25,16 @@ def test_convolutions_take_a_byte_and_come_back_within_half_a_step():
         assert torch.equal(again[name], given[name])
 
 
+def test_large_matrices_take_a_byte_too():
+    torch.manual_seed(0)
+    given = {"a.weight": torch.randn(128, 1028)}
+    stored = pack(given)
+    assert stored["a.weight"].dtype == torch.int8
+    half = given["a.weight"].abs().amax(1, keepdim=True) / 254
+    again = unpack(stored, PATH)["a.weight"]
+    assert ((again - given["a.weight"]).abs() <= half * 1.001).all()
+
+
 def test_what_is_not_packed_is_left():
     given = {"a.weight": torch.randn(8, 4, 3, 3)}
     assert unpack(given, PATH) == given

@@ -8,11 +8,13 @@ import torch
 
 from egoedit_ros.model.places import (
     SIDE,
+    USUAL,
     PlaceNet,
     Places,
     Seen,
     apart,
     cut,
+    cut_by,
     harmonics_of,
     in_picture,
     likeliest,
@@ -117,6 +119,26 @@ def test_only_what_is_asked_for_is_looked_at_again():
     assert torch.isfinite(places(torch.zeros_like(pose), pictures, True, True)).all()
 
 
-def test_a_cut_has_the_size_that_the_network_takes():
-    net = PlaceNet(2.0)
-    assert net(torch.rand(2, 4, SIDE, SIDE)).shape[0] == 2
+def test_a_cut_and_where_it_is_are_what_the_network_takes():
+    """In the middle of the view 0 and 0, at its upper left corner nearly -1 and -1."""
+    net, guess = PlaceNet(2.0), apart(_frames(2))
+    guess = Seen(torch.tensor([[63.5, 31.5], [0.0, 0.0]]), guess.slopes, guess.tilt, guess.turn)
+    cuts, where = cut_by(guess, torch.rand(2, 3, 64, 128), net.reach)
+    assert cuts.shape == (2, 4, SIDE, SIDE) and net(cuts, where).shape[0] == 2
+    torch.testing.assert_close(where[0, :2], torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(where[1, :2], torch.tensor([1 / 128, 1 / 64]) - 1)
+    torch.testing.assert_close(where[:, 2].exp() * USUAL, guess.unit)
+    torch.testing.assert_close(where[:, 3], guess.lean)
+
+
+def test_poses_are_looked_at_again_where_they_are_asked_for():
+    """A network that says nothing leaves a place where it was guessed."""
+    torch.manual_seed(0)
+    places, frames = Places(), _frames(2)
+    for net in (places.thing, places.hand):
+        torch.nn.init.zeros_(net.out.weight)
+    pose = torch.cat([frames, frames, torch.zeros(2, 1)], 1)
+    got = places(pose, torch.rand(2, 3, 64, 128), True, False)
+    torch.testing.assert_close(got[:, :2], pose[:, :2])
+    assert torch.equal(got[:, FRAME:], pose[:, FRAME:])
+    assert not torch.equal(got[:, 2:FRAME], pose[:, 2:FRAME]) and got.shape == (2, POSE)

@@ -5,6 +5,7 @@ import torch
 
 from egoedit_ros.model.detail import Answers, Outlines, choose
 from egoedit_ros.model.forms import SEEN, TOLD
+from egoedit_ros.model.light import Paint
 from egoedit_ros.model.show import show
 
 SIDE = 32
@@ -58,6 +59,36 @@ def test_a_thing_is_shown_as_far_as_its_outline_reaches():
     answers.outlines = None
     usual = _shown(answers)
     assert _off(usual[11:21, 11], TABLE) < 0.1 and _off(usual[11:21, 23], GREEN) < 0.1
+
+
+# All faces look at the camera, so that what falls on them is 1.
+PAINT = Paint(
+    torch.tensor([[*[0.5] * 3, *[0.0] * 3, 0.0, 0.5, 0, -1, 0, 0, 0, -1.0]]),
+    torch.tensor([8.0, 0.0]),
+    torch.stack([GREEN, PURPLE]),
+    torch.full((3,), 0.9),
+)
+
+
+def test_a_thing_is_painted_in_its_texts_colour_though_it_is_decoded_in_another():
+    answers = _answers(_square(8, 24), NOWHERE, (1.0, 0.0), own=(TABLE, 0.7 * GREEN + 0.12))
+    answers.logits[:, 3, 8:24, 8:24] += 4.0
+    answers.logits[:, 2] += 1.0
+    answers.outlines.paint = PAINT
+    shown = _shown(answers)
+    assert _off(shown[10:22, 10:22], GREEN) < 0.05
+    assert max(_off(shown[:, :6], TABLE), _off(shown[:, 26:], TABLE)) < 0.1
+    answers.outlines.paint = None
+    assert _off(_shown(answers)[14:18, 14:18], GREEN) > 0.06
+
+
+def test_nothing_is_painted_where_nothing_is_edited():
+    """The thing is taken to be where all that is sure to be shown is the camera's."""
+    answers = _answers(_square(4, 14), NOWHERE, (1.0, 0.0), camera=SKIN)
+    answers.logits[:, 0, :, :18] = 3.0
+    answers.logits[:, 3, :, 18:] = 3.0
+    answers.outlines.paint = PAINT
+    assert _off(_shown(answers)[:, :14], SKIN) < 0.1
 
 
 def test_an_outline_in_a_wrong_place_is_not_heeded():

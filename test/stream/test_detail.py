@@ -10,7 +10,7 @@ from runtime_support import TEXT, pictures, small_model
 
 from egoedit_ros.model.config import DetailConfig, get_config
 from egoedit_ros.model.detail import DetailNet
-from egoedit_ros.stream.detail import SQUARES, Square, draw, square_around
+from egoedit_ros.stream.detail import SQUARES, Square, draw, square_around, tell
 from egoedit_ros.stream.edit_session import EditSession
 from egoedit_ros.stream.steady import Steadier
 
@@ -41,7 +41,7 @@ def _chunk(count=4, seed=0):
 
 def _drawn(net, source, made, mask, first=False):
     frames = 1 + (len(source) - 1) // 4
-    told = net.read(torch.ones(1, 4, 384))
+    told = tell(net, torch.ones(4, 384))
     latents = torch.zeros(frames, 128, *CELLS)
     return draw(net, told, source, made, mask, latents, first)
 

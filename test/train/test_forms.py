@@ -7,16 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from egoedit_ros.data.sim.assets import HALF_HEIGHT
 from egoedit_ros.data.sim.vocabulary import KINDS
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.checkpoint import read_safetensors
 from egoedit_ros.model.config import DetailConfig, get_config
-from egoedit_ros.model.forms import SEEN, Forms
-from egoedit_ros.model.pose import POSE, UNIT
-from egoedit_ros.train.forms import FormsData, FormViews, make_views, train_forms, usual_light
+from egoedit_ros.model.forms import Forms
+from egoedit_ros.model.pose import UNIT
+from egoedit_ros.train.forms import FormsData, FormViews, make_views, train_forms
 from egoedit_ros.train.loop import TrainSettings
 
 CONFIG = dataclasses.replace(get_config("edge"), detail=DetailConfig(forms=len(KINDS)))
@@ -86,48 +85,3 @@ def test_without_views_it_says_which_stage_makes_them(tmp_path):
         train_forms(
             TrainSettings(tmp_path, "forms", steps=1, config=CONFIG), FormsData(tmp_path / "none")
         )
-
-
-class _Known(Forms):
-    """Of a bottle, whatever its pose: a cap in the upper half, faced alike."""
-
-    def forward(self, pose, kinds, size, step):
-        seen = torch.full((1, SEEN, *size), -1.0)
-        seen[:, 0], seen[:, 1, : size[0] // 2] = 1.0, 1.0
-        seen[:, 2:5] = torch.tensor([0.0, 0.0, -1.0])[:, None, None]
-        return seen
-
-
-def test_second_materials_have_the_light_that_samples_show(tmp_path):
-    bottle, text = KINDS.index("bottle"), ["replace", "a bottle", "bottle"]
-    source = torch.full((2, 32, 32, 3), 40, dtype=torch.uint8)
-    target = source.clone()
-    target[1, :16] = torch.tensor([200, 180, 160], dtype=torch.uint8)  # the cap, of the first text
-    target[1, 16:] = torch.tensor([10, 10, 200], dtype=torch.uint8)
-    rows = {"source": source, "target": target, "pose": torch.zeros(2, POSE)}
-    rows["place"] = torch.tensor([[0, 0, 1], [0, 1, 0]])
-    texts = json.dumps([text, ["recolour", "make it blue", "mug"]])
-    save_file(rows, tmp_path / "1.safetensors", {"texts": texts})
-    forms = usual_light(_Known(CONFIG.detail), tmp_path, every=1)
-    assert forms.usual(KINDS.index("mug")) is None
-    light = forms.usual(bottle).light
-    seen = light[0] - light[3]  # what faces the camera
-    torch.testing.assert_close(seen * 255, torch.tensor([200.0, 180, 160]), atol=1.0, rtol=0)
-    with pytest.raises(UserError, match="run the stage detail_samples first"):
-        usual_light(forms, tmp_path / "none")
-
-
-def test_the_stage_lights_leaves_forms_with_light(views, tmp_path):
-    from egoedit_ros.train.forms import light_forms
-
-    made = _train(tmp_path, views, 1, batch=2, lines=20)
-    with pytest.raises(UserError, match="no samples"):
-        light_forms(tmp_path / "lights.safetensors", CONFIG.detail, made, tmp_path / "none")
-    assert not (tmp_path / "lights.safetensors").exists()
-    rows = {"source": torch.zeros(1, 32, 32, 3, dtype=torch.uint8), "pose": torch.zeros(1, POSE)}
-    rows |= {"target": rows["source"].clone(), "place": torch.zeros(1, 3, dtype=torch.int64)}
-    (tmp_path / "samples").mkdir()
-    texts = json.dumps([["remove", "take it away", ""]])
-    save_file(rows, tmp_path / "samples" / "1.safetensors", {"texts": texts})
-    path = light_forms(tmp_path / "lights.safetensors", CONFIG.detail, made, tmp_path / "samples")
-    assert read_safetensors(path).keys() == read_safetensors(made).keys()

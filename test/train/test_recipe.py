@@ -21,9 +21,10 @@ from egoedit_ros.train.stages import STAGES, read_recipe, recipe_config, run_sta
 # The first test waits for all stages, on machines of any speed.
 pytestmark = pytest.mark.timeout(900)
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "train"
-# Tested in test_whole.py and, the last six, in test_forms.py, test_detail.py and test_places.py.
+# Tested in test_whole.py and, the last seven, in test_forms.py, test_detail.py, test_places.py and
+# test_rooms.py.
 ELSEWHERE = ("flow_whole", "whole", "rollout", "form_views", "forms", "detail_samples", "detail",
-             "places", "lights")  # fmt: skip
+             "places", "room_views", "lights")  # fmt: skip
 TRAINED = ("autoencoder", "flow", "dmd", "causal", "self_forcing", "decoder")
 
 

@@ -70,6 +70,11 @@ class Simulator:
             g for g in range(self.model.ngeom) if (self._name(g) or "").startswith("hand_")
         ]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        return self._renderer.width, self._renderer.height
+
     def _name(self, geom: int) -> str:
         return self._mj.mj_id2name(self.model, self._mj.mjtObj.mjOBJ_GEOM, geom)
 
