@@ -253,7 +253,9 @@ class DetailNet(nn.Module):
         x = self.down2(F.pixel_unshuffle(x, 2)) + self.latents(latents)
         x = _through(self.deep_blocks, x + self.place(place)[:, :, None, None], text)
         heed = None if self.training or len(text) > 1 else self.heeded(text)
-        told = self._place(x, heed, whole) if self.config.forms else None
+        told = None
+        if self.config.forms:
+            told, heed = self._place(x, heed, whole)
         kinds, seen = self._look(text, mask, told if pose is None else pose, kinds)
         x = skip2 + F.pixel_shuffle(self.up2(x), 2)
         x = _through(self.middle_back_blocks, x, text)
@@ -282,15 +284,19 @@ class DetailNet(nn.Module):
         )
         return Answers(colors, logits, widths, told, kinds, outlines)
 
-    def _place(self, x: Tensor, heed: tuple[float, float] | None, whole: Whole | None) -> Tensor:
-        """Where it takes the bodies to be, looked at again where their outlines are heeded."""
+    def _place(
+        self, x: Tensor, heed: tuple[float, float] | None, whole: Whole | None
+    ) -> tuple[Tensor, tuple[float, float] | None]:
+        """Where it takes the bodies to be, looked at again where their outlines are heeded; and how
+        much they are to be, since it may not be sure."""
         pose = self.pose(x)
         if not self.config.places or whole is None or heed is None or not any(heed):
-            return pose
+            return pose, heed
         corner = torch.zeros_like(pose[:1])
         corner[:, [0, FRAME]], corner[:, [1, FRAME + 1]] = float(whole.column), float(whole.row)
         with torch.autocast(x.device.type, enabled=False):
-            return self.places(pose + corner, whole.pictures, heed[0] > 0, True) - corner
+            pose, sure = self.places(pose + corner, whole.pictures, heed[0] > 0, True)
+        return pose - corner, (heed[0] * sure, heed[1])
 
     def _look(
         self, text: Tensor, mask: Tensor, pose: Tensor | None, kinds: Tensor | None

@@ -33,6 +33,7 @@ USUAL = 26.0  # pixels that it is seen as
 WHERE = 4
 UPRIGHT = 0.75  # of a unit, how much an upright axis is usually seen as
 LOOKS = 2  # at a thing, each put straight by the one before
+FOUND, LOST = 0.05, 0.1  # units that its place moves at the last look
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +175,23 @@ class Places(nn.Module):
         self.hand = PlaceNet(3.0)
 
     @torch.no_grad()
-    def forward(self, pose: Tensor, pictures: Tensor, thing: bool, hand: bool) -> Tensor:
+    def forward(
+        self, pose: Tensor, pictures: Tensor, thing: bool, hand: bool
+    ) -> tuple[Tensor, float]:
         """Poses ``[N, POSE]`` in ``pictures`` ``[N, 3, H, W]`` in 0..1, all that the camera sees,
-        of one chunk, looked at again: the thing's, the hand's."""
-        pose = pose.clone()
+        of one chunk, looked at again: the thing's, the hand's; and how sure it is that the thing is
+        there, 0..1: what is found moves little when it is looked at once more."""
+        pose, sure = pose.clone(), 1.0
         if thing:
             seen = apart(pose[:, :FRAME])
             for _ in range(LOOKS):
+                before = seen.at
                 # Of a thing whose turn is not known the axes across are a mean, and too short.
                 upright = seen.slopes[:, :, 2].norm(dim=1) / UPRIGHT
                 unit = torch.maximum(seen.unit, upright)
                 seen, harmonics, _ = self._look(self.thing, seen, unit, pictures)
+            moved = ((seen.at - before).norm(dim=1) / seen.unit).mean().item()
+            sure = min(max((LOST - moved) / (LOST - FOUND), 0.0), 1.0)
             turn = likeliest(harmonics).expand(len(pose))
             pose[:, :FRAME] = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
         if hand:
@@ -193,7 +200,7 @@ class Places(nn.Module):
             turn = torch.atan2(harmonics[:, 1], harmonics[:, 0])
             frame = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
             pose[:, FRAME:] = torch.cat([frame, curl[:, None]], 1)
-        return pose
+        return pose, sure
 
     @staticmethod
     def _look(net: PlaceNet, guess: Seen, unit: Tensor, pictures: Tensor) -> tuple:

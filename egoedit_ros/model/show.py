@@ -38,6 +38,7 @@ THING, HAND = -BODIES, 1 - BODIES  # whose answers
 # the camera shows in part, likelier inside.
 NOT_THING, NOT_HAND, IN_HAND = 4.0, 1.5, 2.5
 FEW = 4.0  # pixels of a material that say what colour it has
+BRIGHTER = 1.0, 1.3  # than what is painted on average, the same may be
 LIKE_THING, LIKE_HAND = 0.4, 0.25  # of colours, summed: so far off is alike by a factor e less
 # Nats by which it is less likely than the network says that what the camera has in a body's outline
 # is in front of it: a hand, anything else. The network hardly tells what is in front from what is
@@ -144,8 +145,9 @@ def _not_thing(answers: Answers, within: Tensor) -> Tensor:
     for part in (within * (1 - second), within * second):
         count = part.sum((2, 3), keepdim=True)
         mean = (part * answers.colors[:, THING]).sum((2, 3), keepdim=True) / count.clamp(min=1)
-        off = (answers.colors - mean[:, None]).abs().sum(2)
-        alike = torch.maximum(alike, (count > FEW) * torch.exp(-off / LIKE_THING))
+        for brighter in BRIGHTER:
+            off = (answers.colors - (brighter * mean[:, None]).clamp(max=1)).abs().sum(2)
+            alike = torch.maximum(alike, (count > FEW) * torch.exp(-off / LIKE_THING))
     more = -NOT_THING * alike * (1 - within)
     near = F.max_pool2d(within, 2 * NEAR + 1, 1, NEAR)
     more[:, :1] += BESIDE * near * (1 - within)

@@ -33,6 +33,7 @@ MOST = 0.98  # share of a picture that stays below white
 UNHEARD, UNSURE = 0.05, 0.01  # share of words left out; of chances that are for other colours
 INSIDE, WHITE = 0.05, 0.97  # units within an outline; what is brighter may be brighter still
 FEW = 30  # pixels of a second material
+LIT = 0.7  # quantile of them that is taken: some are in a shadow
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def light_loss(said: Tensor, lights: Tensor, noise: torch.Generator) -> tuple[Te
 
 @torch.no_grad()
 def second_colors(forms: Forms, rooms: Rooms, most: int = 60) -> Tensor:
-    """The colours of forms' second materials ``[forms, 3]``, grey where there is none: the median
-    of what is seen of them over the light that falls there, in ``most`` pictures of each."""
+    """The colours of forms' second materials ``[forms, 3]``, grey where there is none: what is seen
+    of them over the light that falls there, in ``most`` pictures of each."""
     out = torch.full((len(KINDS), 3), 0.5)
     for kind in range(len(KINDS)):
         seen_colors = []
@@ -157,7 +158,7 @@ def second_colors(forms: Forms, rooms: Rooms, most: int = 60) -> Tensor:
             seen_colors.append((half / (rest + key))[0][:, inside])
         colors = torch.cat(seen_colors, 1) if seen_colors else torch.zeros(3, 0)
         if colors.shape[1] > FEW:
-            out[kind] = colors.median(1).values.clamp(0, 1)
+            out[kind] = colors.quantile(LIT, 1).clamp(0, 1)
     return out
 
 
