@@ -123,9 +123,9 @@ class Lights(nn.Module):
         self.register_buffer("second", torch.zeros(forms, 3))
 
     def forward(self, pictures: Tensor, likely: Tensor, kind: int) -> Paint:
-        """Of the pictures of a chunk ``[N, 3, H, W]`` in 0..1, one light; likely: of the reader
-        ``[C]``; kind: of the thing."""
-        light = self.net(F.adaptive_avg_pool2d(pictures, SEEN_SIZE)).mean(0, keepdim=True)
+        """Of the pictures of a chunk ``[N, 3, H, W]`` in 0..1, one light, the first's; likely: of
+        the reader ``[C]``; kind: of the thing."""
+        light = self.net(F.adaptive_avg_pool2d(pictures[:1], SEEN_SIZE))
         return Paint(light, likely, self.colors.float(), self.second[kind].float())
 
 

@@ -33,6 +33,7 @@ USUAL = 26.0  # pixels that it is seen as
 WHERE = 4
 UPRIGHT = 0.75  # of a unit, how much an upright axis is usually seen as
 LOOKS = 2  # at a thing, each put straight by the one before
+BESIDE = 6.0  # units from a thing to a hand that may be in front of it
 FOUND, LOST = 0.05, 0.1  # units that its place moves at the last look
 
 
@@ -194,8 +195,11 @@ class Places(nn.Module):
             sure = min(max((LOST - moved) / (LOST - FOUND), 0.0), 1.0)
             turn = likeliest(harmonics).expand(len(pose))
             pose[:, :FRAME] = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
+        guess = apart(pose[:, FRAME : 2 * FRAME])
+        if hand and thing:  # a hand that is nowhere near is not asked for
+            far = (guess.at - seen.at).norm(dim=1) / torch.maximum(guess.unit, seen.unit)
+            hand = bool(far.min() < BESIDE)
         if hand:
-            guess = apart(pose[:, FRAME : 2 * FRAME])
             seen, harmonics, curl = self._look(self.hand, guess, guess.unit, pictures)
             turn = torch.atan2(harmonics[:, 1], harmonics[:, 0])
             frame = together(Seen(seen.at, seen.slopes, seen.tilt, turn))

@@ -138,18 +138,22 @@ def _rightly(seen: Tensor, usual: Tensor) -> Tensor:
 
 def _not_thing(answers: Answers, within: Tensor) -> Tensor:
     """Nats ``[N, K, H, W]``. Of a painted thing all colours are known, also beside it."""
-    alike, known = _alike(answers, THING, LIKE_THING), answers.outlines
+    known, colors = answers.outlines, answers.colors
     if known.paint is None:
-        return -NOT_THING * alike * (1 - within)
+        return -NOT_THING * _alike(answers, THING, LIKE_THING) * (1 - within)
+    off = (colors - colors[:, THING, None]).abs().sum(2)
     second = second_share(doubled(known.seen[:, :TOLD]))
     for part in (within * (1 - second), within * second):
         count = part.sum((2, 3), keepdim=True)
-        mean = (part * answers.colors[:, THING]).sum((2, 3), keepdim=True) / count.clamp(min=1)
+        if float(count.min()) < FEW:
+            continue
+        mean = (part * colors[:, THING]).sum((2, 3), keepdim=True) / count
         for brighter in BRIGHTER:
-            off = (answers.colors - (brighter * mean[:, None]).clamp(max=1)).abs().sum(2)
-            alike = torch.maximum(alike, (count > FEW) * torch.exp(-off / LIKE_THING))
-    more = -NOT_THING * alike * (1 - within)
-    near = F.max_pool2d(within, 2 * NEAR + 1, 1, NEAR)
+            other = (colors - (brighter * mean[:, None]).clamp(max=1)).abs().sum(2)
+            off = torch.minimum(off, other)
+    more = -NOT_THING * torch.exp(-off / LIKE_THING) * (1 - within)
+    near = F.max_pool2d(within, (2 * NEAR + 1, 1), 1, (NEAR, 0))
+    near = F.max_pool2d(near, (1, 2 * NEAR + 1), 1, (0, NEAR))
     more[:, :1] += BESIDE * near * (1 - within)
     return more
 
