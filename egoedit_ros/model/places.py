@@ -191,7 +191,7 @@ class Places(nn.Module):
                 upright = seen.slopes[:, :, 2].norm(dim=1) / UPRIGHT
                 unit = torch.maximum(seen.unit, upright)
                 seen, harmonics, _ = self._look(self.thing, seen, unit, pictures)
-            moved = ((seen.at - before).norm(dim=1) / seen.unit).mean().item()
+            moved = ((seen.at - before).norm(dim=1) / seen.unit.clamp(min=LEAST)).mean().item()
             sure = min(max((LOST - moved) / (LOST - FOUND), 0.0), 1.0)
             turn = likeliest(harmonics).expand(len(pose))
             pose[:, :FRAME] = together(Seen(seen.at, seen.slopes, seen.tilt, turn))

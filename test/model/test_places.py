@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from egoedit_ros.model.places import (
+    FOUND,
+    LOST,
     SIDE,
     USUAL,
     PlaceNet,
@@ -110,13 +112,14 @@ def test_only_what_is_asked_for_is_looked_at_again():
     pose = torch.cat([frames, frames.flip(0), torch.full((4, 1), 0.5)], 1)
     assert pose.shape == (4, POSE)
     pictures = torch.rand(4, 3, 80, 96)
-    thing = places(pose, pictures, True, False)
+    thing, _ = places(pose, pictures, True, False)
     assert torch.equal(thing[:, FRAME:], pose[:, FRAME:]) and not torch.equal(thing, pose)
-    hand = places(pose, pictures, False, True)
+    hand, sure = places(pose, pictures, False, True)
+    assert sure == 1  # no thing was looked for
     assert torch.equal(hand[:, :FRAME], pose[:, :FRAME]) and not torch.equal(hand, pose)
     turns = apart(thing[:, :FRAME]).turn
     assert torch.allclose(turns, turns[:1], atol=1e-4)  # one for a chunk's pictures
-    assert torch.isfinite(places(torch.zeros_like(pose), pictures, True, True)).all()
+    assert torch.isfinite(places(torch.zeros_like(pose), pictures, True, True)[0]).all()
 
 
 def test_a_cut_and_where_it_is_are_what_the_network_takes():
@@ -138,7 +141,23 @@ def test_poses_are_looked_at_again_where_they_are_asked_for():
     for net in (places.thing, places.hand):
         torch.nn.init.zeros_(net.out.weight)
     pose = torch.cat([frames, frames, torch.zeros(2, 1)], 1)
-    got = places(pose, torch.rand(2, 3, 64, 128), True, False)
+    got, sure = places(pose, torch.rand(2, 3, 64, 128), True, False)
+    assert sure == 1  # it does not move
     torch.testing.assert_close(got[:, :2], pose[:, :2])
     assert torch.equal(got[:, FRAME:], pose[:, FRAME:])
     assert not torch.equal(got[:, 2:FRAME], pose[:, 2:FRAME]) and got.shape == (2, POSE)
+
+
+def test_a_place_that_moves_when_it_is_looked_at_once_more_is_not_sure():
+    torch.manual_seed(0)
+    places, frames = Places(), _frames(2)
+    torch.nn.init.zeros_(places.thing.out.weight)
+    pose = torch.cat([frames, frames, torch.zeros(2, 1)], 1)
+    told = []
+    for off in (FOUND / 2, (FOUND + LOST) / 2, 2 * LOST):
+        places.thing.out.bias.data[0] = off  # units to the right, at each look
+        slopes = torch.zeros(6)
+        slopes[0] = slopes[4] = 1.0  # what is seen is a unit large, as it was guessed
+        places.thing.out.bias.data[2:8] = slopes
+        told.append(places(pose, torch.rand(2, 3, 64, 128), True, False)[1])
+    assert told[0] == 1 and 0.2 < told[1] < 0.8 and told[2] == 0
