@@ -21,6 +21,7 @@ from egoedit_ros.model.pose import FRAME, sight
 
 WAVES = (0.5, 1.0, 2.0, 4.0)  # to a unit
 USUAL = 26.0  # pixels that a unit is seen as
+FAR = 3.0  # units from the origin; of what is farther nothing is learned
 OUTLINE = 1.0  # units; farther inside or outside is no more said
 TOLD = 6  # of a thing: outline, outline of its second material, face's normal (3), depth
 CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a tenth of a unit
@@ -75,23 +76,39 @@ class Forms(nn.Module):
         code = kinds[:, :-1] @ self.codes.weight.to(kinds) / there.clamp(min=0.05)
         out = []
         for net, frame, told in ((self.thing, thing, code), (self.hand, hand, pose[:, -1:])):
-            points = sight(frame, size, step)
-            slope = frame[:, 2:8].unflatten(1, (2, 3))
-            near = slope.flatten(1).norm(dim=1) / math.sqrt(2)
-            said = net(points.mT, frame[:, 8:], near, told).float()
-            axes = torch.cat([F.normalize(slope, dim=-1), frame[:, None, 8:]], 1)
-            normal = said[..., 2:5] @ axes.mT
+            points = sight(frame, size, step).unflatten(2, size)
             # Far off nothing was learned: outside.
-            near = (points.norm(dim=1, keepdim=True) < 3).float()
-            flat = torch.cat([said[..., :2], normal, said[..., 5:]], -1).mT
-            flat = flat.clamp(-2, 2) * near
-            flat[:, :2] -= 1 - near
-            out.append(flat)
+            near = (points.norm(dim=1, keepdim=True) < FAR).float()
+            seen = torch.zeros(len(frame), TOLD, *size, device=frame.device)
+            if (box := _around(near)) is not None:
+                seen[:, :, *box] = self._told(net, points[:, :, *box], frame, told)
+            seen = seen * near
+            seen[:, :2] -= 1 - near
+            out.append(seen.flatten(2))
         none = torch.zeros_like(out[0])
         none[:, :2] = -OUTLINE
         out[0] = there[:, None] * out[0] + (1 - there[:, None]) * none
         crisp = [torch.tanh(CRISP * said[:, :2]) for said in out]
         return torch.cat([*out, *crisp], 1).unflatten(2, size)
+
+    @staticmethod
+    def _told(net: FormNet, points: Tensor, frame: Tensor, code: Tensor) -> Tensor:
+        """What a network tells of points ``[N, 3, h, w]``: ``[N, TOLD, h, w]``."""
+        slope = frame[:, 2:8].unflatten(1, (2, 3))
+        near = slope.flatten(1).norm(dim=1) / math.sqrt(2)
+        said = net(points.flatten(2).mT, frame[:, 8:], near, code).float()
+        axes = torch.cat([F.normalize(slope, dim=-1), frame[:, None, 8:]], 1)
+        told = torch.cat([said[..., :2], said[..., 2:5] @ axes.mT, said[..., 5:]], -1)
+        return told.mT.clamp(-2, 2).unflatten(2, tuple(points.shape[2:]))
+
+
+def _around(near: Tensor) -> tuple[slice, slice] | None:
+    """Rows and columns that hold all that is near ``[N, 1, rows, columns]``; None: nothing is."""
+    some = near.amax((0, 1)) > 0
+    found = [some.any(axis).nonzero().flatten() for axis in (1, 0)]
+    if not len(found[0]):
+        return None
+    return tuple(slice(int(i[0]), int(i[-1]) + 1) for i in found)
 
 
 SHARP = 20.0  # of weights, per unit beside an outline
