@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from egoedit_ros.model.autoencoder import CELL
 from egoedit_ros.model.config import DetailConfig, EditorConfig
 from egoedit_ros.model.forms import SEEN, Forms, outside, relit
-from egoedit_ros.model.light import Lights, Paint
+from egoedit_ros.model.light import Lights, Paint, heard
 from egoedit_ros.model.places import Places
 from egoedit_ros.model.pose import FRAME
 
@@ -203,10 +203,7 @@ class DetailNet(nn.Module):
     def read(self, embedded: Tensor) -> Tensor:
         """Token embeddings ``[N, L, text_dim]`` (zeros beyond the text) to what :meth:`forward`
         takes; once for an instruction."""
-        there = embedded.abs().amax(-1) > 0
-        weights = torch.einsum("qd,nld->nql", self.queries, self.keys(embedded))
-        weights = weights.masked_fill(~there[:, None], -1e4).softmax(-1)
-        return self.text((weights @ self.values(embedded)).flatten(1))
+        return self.text(heard(embedded, self.queries, self.keys, self.values))
 
     def named(self, embedded: Tensor) -> Tensor | None:
         """Which colour one text ``[1, L, text_dim]`` wants a thing to have: logits ``[lights]``;

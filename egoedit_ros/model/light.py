@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egoedit_ros.model.autoencoder import ResidualBlock
+from egoedit_ros.model.autoencoder import NormedBlock
 
 LIGHT = 14
 SEEN_SIZE = (48, 64)  # rows and columns of what LightNet sees
@@ -46,13 +46,6 @@ def shade(light: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     return rest, key * towards(to_key)
 
 
-class _Block(ResidualBlock):
-    """With its input normalised."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.group_norm(x, 1))))
-
-
 class LightNet(nn.Module):
     """Weights only: the light of small pictures."""
 
@@ -60,11 +53,11 @@ class LightNet(nn.Module):
         super().__init__()
         fine, middle, deep = widths
         self.inside = nn.Conv2d(3 * 4, fine, 3, padding=1)
-        self.fine_blocks = nn.Sequential(_Block(fine))
+        self.fine_blocks = nn.Sequential(NormedBlock(fine))
         self.down1 = nn.Conv2d(4 * fine, middle, 1)
-        self.middle_blocks = nn.Sequential(_Block(middle), _Block(middle))
+        self.middle_blocks = nn.Sequential(NormedBlock(middle), NormedBlock(middle))
         self.down2 = nn.Conv2d(4 * middle, deep, 1)
-        self.deep_blocks = nn.Sequential(_Block(deep), _Block(deep))
+        self.deep_blocks = nn.Sequential(NormedBlock(deep), NormedBlock(deep))
         self.few = nn.Conv2d(deep, 16, 1)
         self.hidden = nn.Linear(16 * (SEEN_SIZE[0] // 8) * (SEEN_SIZE[1] // 8), 160)
         self.out = nn.Linear(160, LIGHT)
@@ -83,6 +76,15 @@ class LightNet(nn.Module):
         return torch.cat([F.softplus(falls), F.normalize(to_key), F.normalize(to_fill)], 1)
 
 
+def heard(embedded: Tensor, queries: Tensor, keys: nn.Linear, values: nn.Linear) -> Tensor:
+    """What queries ``[Q, D]`` hear of token embeddings ``[N, L, words]``, zeros beyond the text, by
+    attention: ``[N, Q * V]``."""
+    there = embedded.abs().amax(-1) > 0
+    weights = torch.einsum("qd,nld->nql", queries, keys(embedded))
+    weights = weights.masked_fill(~there[:, None], -1e4).softmax(-1)
+    return (weights @ values(embedded)).flatten(1)
+
+
 class ColorReader(nn.Module):
     """Weights only: which of some colours a text wants a thing to have."""
 
@@ -95,10 +97,7 @@ class ColorReader(nn.Module):
 
     def forward(self, embedded: Tensor) -> Tensor:
         """Token embeddings ``[N, L, words]`` (zeros beyond the text) to logits ``[N, colors]``."""
-        there = embedded.abs().amax(-1) > 0
-        weights = torch.einsum("qd,nld->nql", self.queries, self.keys(embedded))
-        weights = weights.masked_fill(~there[:, None], -1e4).softmax(-1)
-        return self.out((weights @ self.values(embedded)).flatten(1)).float()
+        return self.out(heard(embedded, self.queries, self.keys, self.values)).float()
 
 
 @dataclass(frozen=True, slots=True)

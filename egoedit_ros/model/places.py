@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from egoedit_ros.model.autoencoder import ResidualBlock
+from egoedit_ros.model.autoencoder import NormedBlock
 from egoedit_ros.model.pose import FRAME
 
 SIDE = 64  # pixels of a cut, a side
@@ -103,13 +103,6 @@ def where(at: Tensor, unit: Tensor, lean: Tensor, size: tuple[int, int]) -> Tens
     return torch.cat([middle, (unit / USUAL).log()[:, None], lean[:, None]], 1)
 
 
-class _Block(ResidualBlock):
-    """With its input normalised: a cut may be dark or bright."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.group_norm(x, 1))))
-
-
 class PlaceNet(nn.Module):
     """Weights only, for one kind of body. reach: units of it that a cut shows to each side."""
 
@@ -117,9 +110,9 @@ class PlaceNet(nn.Module):
         super().__init__()
         self.reach = reach
         self.inside = nn.Conv2d(4 * 16, fine, 3, padding=1)
-        self.fine_blocks = nn.Sequential(*(_Block(fine) for _ in range(3)))
+        self.fine_blocks = nn.Sequential(*(NormedBlock(fine) for _ in range(3)))
         self.down = nn.Conv2d(4 * fine, deep, 1)
-        self.deep_blocks = nn.Sequential(*(_Block(deep) for _ in range(2)))
+        self.deep_blocks = nn.Sequential(*(NormedBlock(deep) for _ in range(2)))
         self.few = nn.Conv2d(deep, 16, 1)
         self.hidden = nn.Linear(16 * (SIDE // 8) ** 2 + WHERE, 128)
         self.out = nn.Linear(128, TOLD)

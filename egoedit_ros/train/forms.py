@@ -4,7 +4,6 @@ alone (:mod:`egoedit_ros.data.sim.forms`), for the detail network to know by hea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egoedit_ros.data.clip import cannot_write
-from egoedit_ros.data.crew import run_crew
-from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.config import DetailConfig
 from egoedit_ros.model.forms import Forms
 from egoedit_ros.train.loop import Trainer, TrainSettings
+from egoedit_ros.train.scenes import make_scenes, save_scene, training_seeds
 
 SOFT = 0.05  # units: outlines nearer than that count alike
 SEEN_EDGE = 20.0  # what counts besides is what is inside, with edges over a twentieth of a unit
@@ -33,56 +30,25 @@ class FormViews:
     seeds: tuple = ((600_000, 600),)
     workers: int | None = None
 
-    def all(self) -> list[int]:
-        """Raises UserError for no seed, and for those that are kept for evaluation."""
-        try:
-            seeds = [first + i for first, count in self.seeds for i in range(count)]
-        except (TypeError, ValueError):
-            seeds = []
-        if not seeds or min(seeds) < 0 or max(seeds) >= EVALUATION_SEED:
-            raise UserError(
-                f"form_views: seeds are {self.seeds!r}; give rows of [first, count] below "
-                f"{EVALUATION_SEED}, from where on they are for evaluation"
-            )
-        return seeds
-
 
 def _work(folder: Path, seeds: list[int], put) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     from egoedit_ros.data.sim.forms import SIZE, film_forms
     from egoedit_ros.data.sim.render import Simulator
 
     simulator = Simulator(*SIZE)
     for seed in seeds:
-        views = film_forms(simulator, seed)
-        if not views:  # a scene whose camera sees none of what it was to see
-            put(seed)
-            continue
-        path = folder / f"{seed}.safetensors"
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            save_file({name: np.stack([v[name] for v in views]) for name in views[0]}, part)
-            part.replace(path)
-        except (SafetensorError, OSError) as error:
-            raise cannot_write(path, error) from None
-        finally:
-            part.unlink(missing_ok=True)
+        # None: a scene whose camera sees none of what it was to see.
+        if views := film_forms(simulator, seed):
+            arrays = {name: np.stack([view[name] for view in views]) for name in views[0]}
+            save_scene(folder, seed, arrays)
         put(seed)
 
 
 def make_views(folder: Path, views: FormViews) -> Iterator[tuple[int, int]]:
-    """Film the missing scenes' views, one file a scene; yields (done, of)."""
-    seeds = views.all()
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [seed for seed in seeds if not (folder / f"{seed}.safetensors").exists()]
-    done = len(seeds) - len(missing)
-    yield done, len(seeds)
-    if missing:
-        for _ in run_crew(_work, folder, missing, views.workers, "views"):
-            done += 1
-            yield done, len(seeds)
+    """Film the missing scenes' views, one file a scene; yields (done, of). Raises UserError for
+    seeds that are none for training."""
+    seeds = training_seeds("form_views", views.seeds)
+    return make_scenes(_work, folder, seeds, views.workers, "views")
 
 
 @dataclass(frozen=True)

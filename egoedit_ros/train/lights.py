@@ -15,7 +15,7 @@ from torch import Tensor
 
 from egoedit_ros.data.sim.render import FPS
 from egoedit_ros.data.sim.scene import draw_scene
-from egoedit_ros.data.sim.vocabulary import COLORS, EVALUATION_SEED, KINDS
+from egoedit_ros.data.sim.vocabulary import COLORS, KINDS
 from egoedit_ros.errors import UserError
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import DetailConfig
@@ -25,6 +25,7 @@ from egoedit_ros.model.pose import FRAME, POSE
 from egoedit_ros.train.detail_samples import FRAMES, draw_jobs
 from egoedit_ros.train.loop import Trainer, TrainSettings
 from egoedit_ros.train.rooms import Rooms
+from egoedit_ros.train.scenes import training_seeds
 
 FACES = 64  # on which a light is compared
 TO_KEY, TO_FILL = 0.1, 0.05  # what directions count
@@ -52,17 +53,8 @@ class LightsData:
 def colored_texts(seeds: tuple) -> list[tuple[str, int]]:
     """Instructions about a thing, and which of ``COLORS`` it has then. Raises UserError for seeds
     that are kept for evaluation."""
-    try:
-        scenes = [first + i for first, count in seeds for i in range(count)]
-    except (TypeError, ValueError):
-        scenes = []
-    if not scenes or min(scenes) < 0 or max(scenes) >= EVALUATION_SEED:
-        raise UserError(
-            f"lights: seeds are {seeds!r}; give rows of [first, count] below {EVALUATION_SEED}, "
-            "from where on they are for evaluation"
-        )
     names, out = list(COLORS), []
-    for seed in scenes:
+    for seed in training_seeds("lights", seeds):
         edits, jobs = draw_jobs(draw_scene(seed, FRAMES / FPS))
         for _, to, _, text, _ in jobs:
             after = edits[to - 1].changes[0][1]

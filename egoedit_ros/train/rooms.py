@@ -4,17 +4,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from egoedit_ros.data.clip import cannot_write
-from egoedit_ros.data.crew import run_crew
-from egoedit_ros.data.sim.vocabulary import EVALUATION_SEED
 from egoedit_ros.errors import UserError
+from egoedit_ros.train.scenes import make_scenes, save_scene, training_seeds
 
 
 @dataclass(frozen=True)
@@ -24,52 +21,22 @@ class RoomViews:
     seeds: tuple = ((720_000, 1000),)
     workers: int | None = None
 
-    def all(self) -> list[int]:
-        """Raises UserError for no seed, and for those that are kept for evaluation."""
-        try:
-            seeds = [first + i for first, count in self.seeds for i in range(count)]
-        except (TypeError, ValueError):
-            seeds = []
-        if not seeds or min(seeds) < 0 or max(seeds) >= EVALUATION_SEED:
-            raise UserError(
-                f"room_views: seeds are {self.seeds!r}; give rows of [first, count] below "
-                f"{EVALUATION_SEED}, from where on they are for evaluation"
-            )
-        return seeds
-
 
 def _work(folder: Path, seeds: list[int], put) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     from egoedit_ros.data.sim.render import Simulator
     from egoedit_ros.data.sim.rooms import film_room
 
     simulator = Simulator()
     for seed in seeds:
-        path = folder / f"{seed}.safetensors"
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            save_file(film_room(simulator, seed), part)
-            part.replace(path)
-        except (SafetensorError, OSError) as error:
-            raise cannot_write(path, error) from None
-        finally:
-            part.unlink(missing_ok=True)
+        save_scene(folder, seed, film_room(simulator, seed))
         put(seed)
 
 
 def make_rooms(folder: Path, views: RoomViews) -> Iterator[tuple[int, int]]:
-    """Film the missing scenes, one file a scene; yields (done, of)."""
-    seeds = views.all()
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [seed for seed in seeds if not (folder / f"{seed}.safetensors").exists()]
-    done = len(seeds) - len(missing)
-    yield done, len(seeds)
-    if missing:
-        for _ in run_crew(_work, folder, missing, views.workers, "rooms"):
-            done += 1
-            yield done, len(seeds)
+    """Film the missing scenes, one file a scene; yields (done, of). Raises UserError for seeds that
+    are none for training."""
+    seeds = training_seeds("room_views", views.seeds)
+    return make_scenes(_work, folder, seeds, views.workers, "rooms")
 
 
 @dataclass(frozen=True, slots=True)
