@@ -24,8 +24,8 @@ from egoedit_ros.model.autoencoder import CELL
 from egoedit_ros.model.config import DetailConfig, EditorConfig
 from egoedit_ros.model.forms import SEEN, Forms, outside, relit
 from egoedit_ros.model.light import Lights, Paint, heard
-from egoedit_ros.model.places import Places
-from egoedit_ros.model.pose import FRAME
+from egoedit_ros.model.places import AWAY, Places
+from egoedit_ros.model.pose import FRAME, POSE
 
 BODIES = 2  # answers of forms: the thing's, the hand's
 PLACES = 5  # a latent frame's four pictures, and the single one that begins a stream
@@ -40,23 +40,42 @@ NARROWEST, WIDEST = 0.006, 0.5
 @dataclass(slots=True)
 class Outlines:
     """seen: of the forms, at half the size ``[N, SEEN, H/2, W/2]``; thing, hand: how much what is
-    shown is to heed their outlines, 0..1; paint: what the thing is painted with, where that is
-    known."""
+    shown is to heed their outlines, 0..1; closely: what is seen of the thing ``[N, TOLD, H, W]``,
+    where its outline is heeded; paint: what it is painted with, where that is known."""
 
     seen: Tensor
     thing: float
     hand: float
+    closely: Tensor | None = None
     paint: Paint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a chunk tells the next one of a stream. thing, hand: where each was in all that the
+    camera saw, the last time that was sure ``[1, FRAME]``; light: that fell ``[1, LIGHT]``."""
+
+    thing: Tensor | None = None
+    hand: Tensor | None = None
+    light: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
     """What squares are cut from. pictures: all that the camera sees ``[N, 3, H, W]`` in 0..1; row,
-    column: where the squares begin there, in pixels."""
+    column: where the squares begin there, in pixels; before: what the chunk before told."""
 
     pictures: Tensor
     row: int
     column: int
+    before: Before
+
+    @property
+    def corner(self) -> Tensor:
+        """What poses in such pictures are beyond those in squares ``[1, POSE]``."""
+        corner = torch.zeros(1, POSE, device=self.pictures.device)
+        corner[:, [0, FRAME]], corner[:, [1, FRAME + 1]] = float(self.column), float(self.row)
+        return corner
 
 
 @dataclass(slots=True)
@@ -253,7 +272,8 @@ class DetailNet(nn.Module):
         told = None
         if self.config.forms:
             told, heed = self._place(x, heed, whole)
-        kinds, seen = self._look(text, mask, told if pose is None else pose, kinds)
+        pose = told if pose is None else pose
+        kinds, forms, seen = self._look(text, mask, pose, kinds)
         x = skip2 + F.pixel_shuffle(self.up2(x), 2)
         x = _through(self.middle_back_blocks, x, text)
         x = skip1 + F.pixel_shuffle(self.up1(x), 2)
@@ -267,15 +287,13 @@ class DetailNet(nn.Module):
             with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
                 bodies = relit(seen, source, made, mask), outside(seen)
             if heed is not None:
-                kind, paint = int(kinds[0].argmax()), None
-                if (
-                    likely is not None
-                    and heed[0]
-                    and whole is not None
-                    and kind < self.config.forms
-                ):
-                    paint = self.lights(whole.pictures, likely, kind)
-                outlines = Outlines(seen, *heed, paint)
+                outlines = Outlines(seen, *heed)
+                if heed[0]:
+                    outlines.closely = self.forms.closely(pose, forms, seen)
+                    if likely is not None and whole is not None:
+                        kind = int(forms[0].argmax())
+                        before = whole.before.light
+                        outlines.paint = self.lights(whole.pictures, likely, kind, before)
         colors, logits, widths = self._mixture(
             F.pixel_shuffle(said.float(), 2), source, made, bodies
         )
@@ -289,25 +307,25 @@ class DetailNet(nn.Module):
         pose = self.pose(x)
         if not self.config.places or whole is None or heed is None or not any(heed):
             return pose, heed
-        corner = torch.zeros_like(pose[:1])
-        corner[:, [0, FRAME]], corner[:, [1, FRAME + 1]] = float(whole.column), float(whole.row)
+        corner, pictures = whole.corner, whole.pictures
         with torch.autocast(x.device.type, enabled=False):
-            pose, sure = self.places(pose + corner, whole.pictures, heed[0] > 0, True)
-        return pose - corner, (heed[0] * sure, heed[1])
+            last = whole.before.thing, whole.before.hand
+            pose, sure = self.places(pose + corner, pictures, heed[0] > 0, True, last)
+        return pose - corner, (heed[0] * sure[0], heed[1] * sure[1])
 
     def _look(
         self, text: Tensor, mask: Tensor, pose: Tensor | None, kinds: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Of what form it takes the thing to be, and what is seen of the bodies of that form, or of
-        what is known."""
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of what form the text says that the thing is; of what form it is taken to be, that is
+        known or told; and what is seen of the bodies of that form."""
         if not self.config.forms:
-            return None, None
+            return None, None, None
         told = self.kinds(text).float()
         # What is drawn does not teach where things are and of what form: that is known.
         if kinds is None:
             kinds = self._told_kind(told.detach().softmax(-1), pose.detach(), mask)
         rows, columns = mask.shape[2:]
-        return told, self.forms(pose.detach(), kinds, (rows // 2, columns // 2), 2)
+        return told, kinds, self.forms(pose.detach(), kinds, (rows // 2, columns // 2), 2)
 
     def _told_kind(self, kinds: Tensor, pose: Tensor, mask: Tensor) -> Tensor:
         """How likely each form is ``[1 or N, forms + 1]``. Of those that one text for all pictures
@@ -346,6 +364,19 @@ class DetailNet(nn.Module):
         return colors, logits, torch.cat([sure, widths], 1)
 
 
+def told_next(answers: Answers, whole: Whole) -> Before:
+    """What a chunk's answers tell the next one, beside what was known before."""
+    before, known = whole.before, answers.outlines
+    if known is None:
+        return before
+    thing, hand = (answers.pose[-1:] + whole.corner)[:, : 2 * FRAME].split(FRAME, 1)
+    return Before(
+        thing if known.thing > SURELY else before.thing,
+        hand if max(known.thing, known.hand) > SURELY and hand[0, 0] > AWAY / 2 else before.hand,
+        before.light if known.paint is None else known.paint.light,
+    )
+
+
 def surprise(answers: Answers, target: Tensor) -> Tensor:
     """Negative log likelihood of ``target`` ``[N, 3, H, W]``: ``[N, H, W]``, nats a pixel."""
     off = (answers.colors - target[:, None]).abs().sum(2)
@@ -355,6 +386,7 @@ def surprise(answers: Answers, target: Tensor) -> Tensor:
 
 NEAR = 1.2  # summed over the colours: answers farther apart than that are as good as unlike
 RESOLVE = 14.0
+SURELY = 0.5  # how much a thing's outline is heeded whose place is kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,21 +20,26 @@ from egoedit_ros.model.config import DetailConfig
 from egoedit_ros.model.pose import FRAME, sight
 
 WAVES = (0.5, 1.0, 2.0, 4.0)  # to a unit
+FINE_WAVES = (*WAVES, 8.0)  # of things, whose edges are looked at closely
 USUAL = 26.0  # pixels that a unit is seen as
 FAR = 3.0  # units from the origin; of what is farther nothing is learned
 OUTLINE = 1.0  # units; farther inside or outside is no more said
 TOLD = 6  # of a thing: outline, outline of its second material, face's normal (3), depth
 CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a tenth of a unit
-EDGE = 50.0  # likewise; a pixel is about 0.04 units
+EDGE = 90.0  # likewise; a pixel is about 0.04 units
 SEEN = 2 * (TOLD + 2)
+BESIDE = 0.08  # units outside of an outline up to which it is looked at closely
 
 
 class FormNet(nn.Module):
     """Weights only. code: numbers that tell the form apart from others."""
 
-    def __init__(self, code: int, width: int, layers: int = 4) -> None:
+    def __init__(
+        self, code: int, width: int, waves: tuple[float, ...] = WAVES, layers: int = 4
+    ) -> None:
         super().__init__()
-        self.inside = nn.Linear(3 + 6 * len(WAVES), width)
+        self.waves = waves
+        self.inside = nn.Linear(3 + 6 * len(waves), width)
         self.whole = nn.ModuleList(nn.Linear(4 + code, 2 * width) for _ in range(layers))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.out = nn.Linear(width, TOLD)
@@ -44,14 +49,22 @@ class FormNet(nn.Module):
         ``[N, 3]``; near: pixels that a unit is seen as ``[N]``; code: ``[N, C]``. ``[N, P, TOLD]``:
         outlines in units, inside positive; the normal in the body's axes; depth from the origin on,
         in units."""
-        waves = [f(math.pi * w * points) for w in WAVES for f in (torch.sin, torch.cos)]
-        x = self.inside(torch.cat([points, *waves], -1).to(self.inside.weight))
+        x = self.inside(torch.cat([points, *self._waves(points)], -1).to(self.inside.weight))
         near = 3 * (near.clamp(min=1)[:, None] / USUAL).log()
         whole = torch.cat([line, near, code], -1).to(x)
         for layer, given in zip(self.layers, self.whole, strict=True):
             scale, shift = given(whole)[:, None].chunk(2, -1)
             x = x + layer(F.silu(x * (1 + scale) + shift))
         return self.out(F.silu(x))
+
+    def _waves(self, points: Tensor) -> list[Tensor]:
+        """Sines and cosines; each wave is twice as fine as the one before."""
+        first = math.pi * self.waves[0] * points
+        out = [torch.sin(first), torch.cos(first)]
+        for _ in self.waves[1:]:
+            sine, cosine = out[-2:]
+            out += [2 * sine * cosine, 1 - 2 * sine * sine]
+        return out
 
 
 class Forms(nn.Module):
@@ -60,7 +73,7 @@ class Forms(nn.Module):
     def __init__(self, config: DetailConfig) -> None:
         super().__init__()
         self.codes = nn.Embedding(config.forms, 16)
-        self.thing = FormNet(16, 96)
+        self.thing = FormNet(16, 128, FINE_WAVES)
         self.hand = FormNet(1, 144)  # fingers are fine
 
     @torch.no_grad()
@@ -72,8 +85,7 @@ class Forms(nn.Module):
         """
         thing, hand = pose[:, :FRAME], pose[:, FRAME : 2 * FRAME]
         kinds = kinds.expand(len(pose), -1)
-        there = 1 - kinds[:, -1:]
-        code = kinds[:, :-1] @ self.codes.weight.to(kinds) / there.clamp(min=0.05)
+        there, code = 1 - kinds[:, -1:], self._code(kinds)
         out = []
         for net, frame, told in ((self.thing, thing, code), (self.hand, hand, pose[:, -1:])):
             points = sight(frame, size, step).unflatten(2, size)
@@ -90,6 +102,29 @@ class Forms(nn.Module):
         out[0] = there[:, None] * out[0] + (1 - there[:, None]) * none
         crisp = [torch.tanh(CRISP * said[:, :2]) for said in out]
         return torch.cat([*out, *crisp], 1).unflatten(2, size)
+
+    @torch.no_grad()
+    def closely(self, pose: Tensor, kinds: Tensor, seen: Tensor) -> Tensor:
+        """What pixels show of a thing that is there: ``[N, TOLD, H, W]``. seen: what cells of two
+        pixels do, of :meth:`forward`; only inside of the outline, and near it, it is looked at
+        again."""
+        fine = doubled(seen[:, :TOLD])
+        near = (fine[:, 0] > -BESIDE).flatten(1)
+        most = int(near.sum(1).max())
+        if not most:
+            return fine
+        frame, code = pose[:, :FRAME], self._code(kinds.expand(len(pose), -1))
+        # As many points of each picture, some of them not near.
+        chosen = near.byte().topk(most, 1).indices[:, None]
+        points = sight(frame, tuple(fine.shape[2:]), 1).gather(2, chosen.expand(-1, 3, -1))
+        told = self._told(self.thing, points[..., None], frame, code)[..., 0]
+        again = fine.flatten(2).scatter(2, chosen.expand(-1, TOLD, -1), told)
+        return torch.where(near[:, None], again, fine.flatten(2)).unflatten(2, fine.shape[2:])
+
+    def _code(self, kinds: Tensor) -> Tensor:
+        """Of how likely forms are ``[N, forms + 1]``, the numbers of what is likely ``[N, C]``."""
+        there = 1 - kinds[:, -1:]
+        return kinds[:, :-1] @ self.codes.weight.to(kinds) / there.clamp(min=0.05)
 
     @staticmethod
     def _told(net: FormNet, points: Tensor, frame: Tensor, code: Tensor) -> Tensor:
@@ -150,20 +185,20 @@ FLAT, LIVELY = 0.03, 0.003  # share of what is seen that is taken to be the same
 DRAWN = 0.3  # what counts of a hand's colours that are not the camera's
 
 
-def relit_again(seen: Tensor, shown: Tensor, edited: Tensor) -> Tensor:
+def relit_again(seen: Tensor, closely: Tensor, shown: Tensor, edited: Tensor) -> Tensor:
     """The thing with the light of what is shown of it ``[N, 3, H, W]``, colours in 0..1.
 
     As :func:`relit`, but what does not fit (a finger, what is behind it) counts less each time.
-    seen: of :class:`Forms`, at half the size; shown: ``[N, 3, H, W]`` in 0..1; edited: how far that
-    is not the camera's ``[N, 1, H, W]``.
+    seen: of :class:`Forms`, at half the size; closely: of :meth:`Forms.closely`; shown: ``[N, 3, H,
+    W]`` in 0..1; edited: how far that is not the camera's ``[N, 1, H, W]``.
     """
     first = torch.sigmoid(SHARP * (seen[:, :1] - WITHIN))
     second = torch.sigmoid(SHARP * seen[:, 1:2])
-    half, edited, fine = F.avg_pool2d(shown, 2), F.avg_pool2d(edited, 2), doubled(seen[:, :TOLD])
-    faces, finer = _faces(seen, 2), _faces(fine, 2)
+    half, edited = F.avg_pool2d(shown, 2), F.avg_pool2d(edited, 2)
+    faces, finer = _faces(seen, 2), _faces(closely, 2)
     base = _fitted(faces, first * (1 - second) * edited, half, ODD)
     other = _fitted(faces, second * edited, half, ODD)
-    share = second_share(fine)
+    share = inside(closely[:, 1:2])
     return (_lit(base, finer) * (1 - share) + _lit(other, finer) * share).clamp(0, 1)
 
 
@@ -192,10 +227,10 @@ def _lit(light: Tensor, faces: Tensor) -> Tensor:
     return torch.einsum("nfc,nfhw->nchw", light, faces)
 
 
-def inside(seen: Tensor) -> Tensor:
-    """How far inside of the thing's outline and the hand's each pixel is, 0..1, with soft edges of
-    about a pixel: ``[N, 2, H, W]`` at twice the size of ``seen``."""
-    return 0.5 + 0.5 * torch.tanh(EDGE * doubled(seen[:, (0, TOLD)]))
+def inside(outlines: Tensor) -> Tensor:
+    """How far inside of outlines ``[N, K, H, W]`` pixels are, 0..1, with soft edges of less than a
+    pixel."""
+    return 0.5 + 0.5 * torch.tanh(EDGE * outlines)
 
 
 def outside(seen: Tensor) -> Tensor:

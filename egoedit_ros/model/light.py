@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from egoedit_ros.model.autoencoder import NormedBlock
 
 LIGHT = 14
+CHANGE = 0.3  # of a light that is seen anew, how much is believed: a room's hardly changes
 SEEN_SIZE = (48, 64)  # rows and columns of what LightNet sees
 # The key, the fill and the camera of a room as most are; where training begins.
 USUAL = (-1.05, -1.05, -1.05, -0.36, -0.36, -0.36, -2.0, -1.05, 0, -0.8, -0.3, 0, -0.3, -0.8)
@@ -121,13 +122,19 @@ class Lights(nn.Module):
         self.register_buffer("colors", torch.zeros(colors, 3))
         self.register_buffer("second", torch.zeros(forms, 3))
 
-    def forward(self, pictures: Tensor, likely: Tensor, kind: int) -> Paint:
+    def forward(
+        self, pictures: Tensor, likely: Tensor, kind: int, before: Tensor | None = None
+    ) -> Paint:
         """Of the pictures of a chunk ``[N, 3, H, W]`` in 0..1, one light, the first's; likely: of
-        the reader ``[C]``; kind: of the thing."""
+        the reader ``[C]``; kind: of the thing; before: light of the chunk before ``[1, LIGHT]``,
+        which it does not leave at once."""
         light = self.net(F.adaptive_avg_pool2d(pictures[:1], SEEN_SIZE))
+        if before is not None:
+            light = before + CHANGE * (light - before)
         return Paint(light, likely, self.colors.float(), self.second[kind].float())
 
 
+UNLIKELY = 5.0  # nats: a colour that the text makes so much less likely is none
 ODD = 0.08  # summed over the colours: a colour that is farther off by so much is less likely by e
 AROUND = 9  # pixels a side over which it is seen whether a shadow falls
 OPEN, OPEN_COUNTS = 0.8, 0.02  # how far faces are in the key's light, where little is seen of it
@@ -142,9 +149,11 @@ def painted(faces: Tensor, second: Tensor, shown: Tensor, weight: Tensor, paint:
     """
     rest, key = shade(paint.light.expand(len(faces), -1), F.normalize(faces, dim=1))
     half = [F.avg_pool2d(x, 2) for x in (rest, key, shown, weight * (1 - second))]
-    unlike = torch.stack([_unlike(color, *half) for color in paint.colors])
-    chances = (paint.likely - unlike / ODD).softmax(0)
-    first = (chances[:, None] * paint.colors).sum(0)
+    possible = paint.likely > paint.likely.max() - UNLIKELY
+    colors = paint.colors[possible]
+    unlike = torch.stack([_unlike(color, *half) for color in colors])
+    chances = (paint.likely[possible] - unlike / ODD).softmax(0)
+    first = (chances[:, None] * colors).sum(0)
     color = first[:, None, None] * (1 - second) + paint.second[:, None, None] * second
     dark, more = color * rest, color * key
     told = (weight * more * (shown - dark)).sum(1, keepdim=True)

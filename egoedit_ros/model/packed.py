@@ -15,7 +15,7 @@ from torch import Tensor
 from egoedit_ros.errors import UserError
 
 MOST = 127
-LARGE = 100_000  # weights of a matrix; smaller ones stay as they are
+LARGE = 24_000  # weights of a matrix; smaller ones stay as they are
 STEPS = ".steps"  # after a weight's name: the sizes of its steps
 
 

@@ -32,9 +32,10 @@ LEAST, MOST = 8.0, 60.0  # pixels that a unit may be seen as
 USUAL = 26.0  # pixels that it is seen as
 WHERE = 4
 UPRIGHT = 0.75  # of a unit, how much an upright axis is usually seen as
-LOOKS = 2  # at a thing, each put straight by the one before
+LOOKS = 2  # at a body, each put straight by the one before
 BESIDE = 6.0  # units from a thing to a hand that may be in front of it
 FOUND, LOST = 0.05, 0.1  # units that its place moves at the last look
+AWAY = -1e4  # pixels: where a hand is put that is not found
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,34 +171,62 @@ class Places(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, pose: Tensor, pictures: Tensor, thing: bool, hand: bool
-    ) -> tuple[Tensor, float]:
+        self,
+        pose: Tensor,
+        pictures: Tensor,
+        thing: bool,
+        hand: bool,
+        last: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, tuple[float, float]]:
         """Poses ``[N, POSE]`` in ``pictures`` ``[N, 3, H, W]`` in 0..1, all that the camera sees,
-        of one chunk, looked at again: the thing's, the hand's; and how sure it is that the thing is
-        there, 0..1: what is found moves little when it is looked at once more."""
-        pose, sure = pose.clone(), 1.0
+        of one chunk, looked at again: the thing's, the hand's; and how sure it is that each is
+        there, 0..1: what is found moves little when it is looked at once more. A hand that is not
+        found, or far from the thing, is put away. last: where the two were before ``[1, FRAME]``,
+        to look from there where it is not sure."""
+        pose, sure = pose.clone(), [1.0, 1.0]
         if thing:
-            seen = apart(pose[:, :FRAME])
-            for _ in range(LOOKS):
-                before = seen.at
-                # Of a thing whose turn is not known the axes across are a mean, and too short.
-                upright = seen.slopes[:, :, 2].norm(dim=1) / UPRIGHT
-                unit = torch.maximum(seen.unit, upright)
-                seen, harmonics, _ = self._look(self.thing, seen, unit, pictures)
-            moved = ((seen.at - before).norm(dim=1) / seen.unit.clamp(min=LEAST)).mean().item()
-            sure = min(max((LOST - moved) / (LOST - FOUND), 0.0), 1.0)
+            seen, harmonics, _, sure[0] = self._found(
+                self.thing, pose[:, :FRAME], pictures, last[0]
+            )
             turn = likeliest(harmonics).expand(len(pose))
             pose[:, :FRAME] = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
-        guess = apart(pose[:, FRAME : 2 * FRAME])
-        if hand and thing:  # a hand that is nowhere near is not asked for
-            far = (guess.at - seen.at).norm(dim=1) / torch.maximum(guess.unit, seen.unit)
-            hand = bool(far.min() < BESIDE)
         if hand:
-            seen, harmonics, curl = self._look(self.hand, guess, guess.unit, pictures)
-            turn = torch.atan2(harmonics[:, 1], harmonics[:, 0])
-            frame = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
-            pose[:, FRAME:] = torch.cat([frame, curl[:, None]], 1)
-        return pose, sure
+            guess = pose[:, FRAME : 2 * FRAME]
+            if thing and not _near(apart(guess), seen):
+                sure[1] = 0.0
+            else:
+                seen, harmonics, curl, sure[1] = self._found(self.hand, guess, pictures, last[1])
+                turn = torch.atan2(harmonics[:, 1], harmonics[:, 0])
+                frame = together(Seen(seen.at, seen.slopes, seen.tilt, turn))
+                pose[:, FRAME:] = torch.cat([frame, curl[:, None]], 1)
+            if not sure[1]:
+                pose[:, FRAME : FRAME + 2] = AWAY
+        return pose, tuple(sure)
+
+    def _found(
+        self, net: PlaceNet, guess: Tensor, pictures: Tensor, last: Tensor | None
+    ) -> tuple[Seen, Tensor, Tensor, float]:
+        """A body looked at from guessed frames ``[N, FRAME]``, or from ``last`` where it is surer
+        then; harmonics of its turn, its curl, and how sure it is."""
+        *told, moved = self._find(net, guess, pictures)
+        if last is not None and moved > FOUND:
+            *others, less = self._find(net, last.expand(len(guess), -1), pictures)
+            if less < moved:
+                told, moved = others, less
+        return *told, min(max((LOST - moved) / (LOST - FOUND), 0.0), 1.0)
+
+    def _find(self, net: PlaceNet, guess: Tensor, pictures: Tensor) -> tuple:
+        """A body looked at from guessed frames; harmonics, curl, and by how many units it moved at
+        the last look."""
+        seen = apart(guess)
+        for _ in range(LOOKS):
+            before, unit = seen.at, seen.unit
+            if net is self.thing:
+                # Of one whose turn is not known the axes across are a mean, and too short.
+                unit = torch.maximum(unit, seen.slopes[:, :, 2].norm(dim=1) / UPRIGHT)
+            seen, harmonics, curl = self._look(net, seen, unit, pictures)
+        moved = (seen.at - before).norm(dim=1) / seen.unit.clamp(min=LEAST)
+        return seen, harmonics, curl, moved.mean().item()
 
     @staticmethod
     def _look(net: PlaceNet, guess: Seen, unit: Tensor, pictures: Tensor) -> tuple:
@@ -205,6 +234,12 @@ class Places(nn.Module):
         slopes = guess.slopes * (unit / guess.unit.clamp(min=1e-3))[:, None, None]
         guess = Seen(guess.at, slopes, guess.tilt, guess.turn)
         return in_picture(net(*cut_by(guess, pictures, net.reach)), guess)
+
+
+def _near(hand: Seen, thing: Seen) -> bool:
+    """Whether a hand may be in front of a thing, in any picture."""
+    far = (hand.at - thing.at).norm(dim=1) / torch.maximum(hand.unit, thing.unit)
+    return bool(far.min() < BESIDE)
 
 
 def _about_z(angle: Tensor) -> Tensor:

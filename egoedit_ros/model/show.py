@@ -5,8 +5,9 @@ Pixel by pixel the likeliest answer makes a lump of a cactus whose arms could be
 farther, and a haze of fingers. But their form is known and so, nearly, is the place. So where
 something else comes into a thing's place, or a thing is taken from a hand, the body is laid over
 what is shown else, as far as its outline reaches and nothing is in front of it; and outside of it
-colours that are like the body's are less likely. The outline may be off by a fraction of a pixel,
-but it is one. A thing whose colour is known by name is painted in the light of the room
+colours that are like the body's are less likely, and their haze is taken away
+(:mod:`egoedit_ros.model.haze`). The outline may be off by a fraction of a pixel, but it is one. A
+thing whose colour is known by name is painted in the light of the room
 (:func:`~egoedit_ros.model.light.painted`); else its light, and a hand's, is that of what the
 answers themselves show (:func:`~egoedit_ros.model.forms.relit_again`). Where only what is coloured
 changes the camera has the outlines already.
@@ -15,6 +16,7 @@ changes the camera has the outlines already.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,8 @@ from egoedit_ros.model.forms import (
     hand_relit_again,
     inside,
     relit_again,
-    second_share,
 )
+from egoedit_ros.model.haze import Laid, cleared
 from egoedit_ros.model.light import mean_around, painted
 
 THING, HAND = -BODIES, 1 - BODIES  # whose answers
@@ -45,6 +47,13 @@ LIKE_THING, LIKE_HAND = 0.4, 0.25  # of colours, summed: so far off is alike by 
 # behind the corner of something larger.
 FRONT_HAND, FRONT = 1.0, 4.0
 SOME, CLEAR = 0.4, 12.0  # from where on something is in front, and how steep that is
+# Where exactly what is in front ends the camera shows: a pixel is on the side whose colour, a mean
+# over so many pixels, is nearer; by a summed colour of 1, so much surer.
+SIDES, SIDES_COUNT = 7, 10.0  # pixels at half the size
+FEW_OF_SIDE, NONE = 0.05, 1e-3  # of those pixels: few say little
+# Summed over the colours: what is so far from most of what is seen is no table. It is likelier in
+# front than a table would be.
+TABLE, MOSTLY = 0.25, 3  # and how often most is found anew
 FINGER = 5  # pixels a side: a hand's outline may be off by two
 # A body's light is as what is shown, seen from afar: over so many pixels a side; colours that are
 # farther off, summed, are of something else.
@@ -54,7 +63,7 @@ AROUND_THING, AROUND_HAND = (9, 0.5), (7, 0.25)
 ALIKE, AROUND = (0.2, 0.4), 9
 # Likewise where the thing is painted, which is not fitted to what is shown: only what is far off is
 # in a wrong place.
-PAINTED_ALIKE = 0.5, 1.0
+PAINTED_ALIKE = 1.0, 1.6
 # What share of what is seen of a painted thing is edited: less, and it is in a wrong place.
 SOME_EDITED, EDITED = 0.3, 0.6
 # Beside it: nats by which the camera is believed more, and pixels around it. What is decoded there
@@ -63,12 +72,21 @@ BESIDE, NEAR = 0.5, 8
 BESIDE_PAINTED = dataclasses.replace(USUAL, decoder=-0.75)
 
 
-def show(answers: Answers) -> tuple[Tensor, Tensor]:
-    """Colours ``[N, K, 3, H, W]`` and the share of each in what is shown ``[N, K, H, W]``; the
-    camera's are the first."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """colors: ``[N, K, 3, H, W]``; shares: of each in what is shown ``[N, K, H, W]``; the camera's
+    are the first. painted: where a painted thing is shown ``[N, H, W]``, None: nowhere."""
+
+    colors: Tensor
+    shares: Tensor
+    painted: Tensor | None = None
+
+
+def show(answers: Answers) -> Shown:
+    """What is to be shown of answers."""
     known = answers.outlines
     if known is None or not max(known.thing, known.hand):
-        return answers.colors, choose(answers)
+        return Shown(answers.colors, choose(answers))
     thing = known.thing > 0
     is_painted = thing and known.paint is not None
     trust = BESIDE_PAINTED if is_painted else USUAL
@@ -83,7 +101,8 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     answers = dataclasses.replace(answers, colors=colors)
     bodies = (HAND, THING) if thing else (HAND,)
     unlike = apart(colors, unlike, tuple(colors.shape[1] + of for of in bodies))
-    of_thing, of_hand = inside(known.seen).split(1, 1)
+    of_thing = inside(known.closely[:, :1]) if thing else None
+    of_hand = inside(doubled(known.seen[:, TOLD : TOLD + 1]))
     clear = 1 - _front(answers, of_hand) if thing else None
     if is_painted:
         share = share * _rightly(of_thing * clear, usual)
@@ -98,16 +117,21 @@ def show(answers: Answers) -> tuple[Tensor, Tensor]:
     if thing:
         around = None if is_painted else AROUND_THING
         shares = _lay(answers, shares, THING, of_thing, share * clear, around)
-    return colors, shares
+    painted = (of_thing[:, 0] * shares[:, THING]).clone() if is_painted else None
+    rest = of_hand * (1 - of_thing) if thing else of_hand
+    bodies = [Laid(rest, HAND, float(max(known.thing, known.hand)))]
+    if thing:
+        bodies.append(Laid(of_thing, THING, known.thing))
+    return Shown(*cleared(colors, shares, bodies), painted)
 
 
 def _thing(known: Outlines, shown: Tensor, edited: Tensor) -> Tensor:
     """The thing as it is painted, or with the light of what is shown of it ``[N, 3, H, W]``."""
+    fine = known.closely
     if known.paint is None:
-        return relit_again(known.seen, shown, edited)
-    fine = doubled(known.seen[:, :TOLD])
+        return relit_again(known.seen, fine, shown, edited)
     weight = torch.sigmoid(SHARP * (fine[:, :1] - WITHIN)) * edited
-    return painted(fine[:, 2:5], second_share(fine), shown, weight, known.paint)
+    return painted(fine[:, 2:5], inside(fine[:, 1:2]), shown, weight, known.paint)
 
 
 def _shown(shares: Tensor, colors: Tensor) -> Tensor:
@@ -142,7 +166,7 @@ def _not_thing(answers: Answers, within: Tensor) -> Tensor:
     if known.paint is None:
         return -NOT_THING * _alike(answers, THING, LIKE_THING) * (1 - within)
     off = (colors - colors[:, THING, None]).abs().sum(2)
-    second = second_share(doubled(known.seen[:, :TOLD]))
+    second = inside(known.closely[:, 1:2])
     for part in (within * (1 - second), within * second):
         count = part.sum((2, 3), keepdim=True)
         if float(count.min()) < FEW:
@@ -175,13 +199,43 @@ def _alike(answers: Answers, body: int, far: float) -> Tensor:
 def _front(answers: Answers, hand: Tensor | None) -> Tensor:
     """How surely the camera's picture is in front of a body ``[N, 1, H, W]``. hand: within its
     outline, where it is not the body."""
-    less = FRONT_HAND
+    camera, less = answers.colors[:, 0], FRONT_HAND
     if hand is not None:
         near = F.max_pool2d(hand, FINGER, 1, FINGER // 2)
+        near = torch.maximum(near, _odd(camera, answers.logits.softmax(1)[:, :1]))
         less = FRONT + (FRONT_HAND - FRONT) * near[:, 0]
     logits = answers.logits.clone()
     logits[:, 0] -= less
-    return torch.sigmoid(CLEAR * (logits.softmax(1)[:, :1] - SOME))
+    surely = CLEAR * (logits.softmax(1)[:, :1] - SOME)
+    return torch.sigmoid(surely + SIDES_COUNT * _side(camera, torch.sigmoid(surely)))
+
+
+def _odd(camera: Tensor, kept: Tensor) -> Tensor:
+    """How far the camera's colours ``[N, 3, H, W]`` are unlike most of those that are kept
+    ``[N, 1, H, W]``: 0..1."""
+
+    def mean(weight: Tensor) -> Tensor:
+        count = weight.sum((2, 3), keepdim=True).clamp(min=1)
+        return (weight * camera).sum((2, 3), keepdim=True) / count
+
+    def off(most: Tensor) -> Tensor:
+        return (camera - most).abs().sum(1, keepdim=True) / TABLE
+
+    most = mean(kept)
+    for _ in range(MOSTLY):
+        most = mean(kept * torch.exp(-off(most)))
+    return 1 - torch.exp(-off(most).square())
+
+
+def _side(camera: Tensor, front: Tensor) -> Tensor:
+    """By how much the camera's colours are nearer to what is in front ``[N, 1, H, W]`` than to what
+    is not, as far as both are near."""
+    half = [F.avg_pool2d(x, 2) for x in (camera, front)]
+    sums = [mean_around(torch.cat([x * half[0], x], 1), SIDES) for x in (half[1], 1 - half[1])]
+    sums = [F.interpolate(x, scale_factor=2, mode="bilinear") for x in sums]
+    off = [(camera - x[:, :3] / x[:, 3:].clamp(min=NONE)).abs().sum(1, keepdim=True) for x in sums]
+    fewer = torch.minimum(sums[0][:, 3:], sums[1][:, 3:])
+    return (off[1] - off[0]) * fewer / (fewer + FEW_OF_SIDE)
 
 
 def _as_from_afar(color: Tensor, shown: Tensor, where: Tensor, around: tuple) -> Tensor:

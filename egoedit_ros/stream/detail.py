@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.model.autoencoder import CELL
-from egoedit_ros.model.detail import ALONE, DetailNet, Whole
+from egoedit_ros.model.detail import ALONE, Before, DetailNet, Whole, told_next
 from egoedit_ros.model.show import show
 
 SQUARES = (64, 96, 112)  # pixels a side: a small thing takes less time
@@ -82,9 +82,23 @@ def square_around(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Squ
     return Square(size, *begins)
 
 
-def whole_of(square: Square, source: np.ndarray, device: torch.device) -> Whole:
-    """What a square is of: uint8 ``[n, h, w, 3]``."""
-    return Whole(_tensor(source, device), square.row, square.column)
+def whole_of(
+    square: Square, source: np.ndarray, device: torch.device, before: Before | None = None
+) -> Whole:
+    """What a square is of: uint8 ``[n, h, w, 3]``; before: what the chunk before told."""
+    return Whole(_tensor(source, device), square.row, square.column, before or Before())
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """picture: uint8 ``[n, h, w, 3]``; mask: uint8 ``[n, h, w]``; painted: likewise, where a thing
+    is shown that has its edges, None: nowhere; before: what this tells the next chunk of the same
+    edit."""
+
+    picture: np.ndarray
+    mask: np.ndarray
+    before: Before
+    painted: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -96,45 +110,50 @@ def draw(
     mask: np.ndarray,
     latents: Tensor,
     first: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+    before: Before | None = None,
+) -> Drawn:
     """A chunk's pictures and mask with the square around the edit drawn anew.
 
     told: the instruction; source, made: uint8 ``[n, h, w, 3]`` rgb;
     mask: uint8 ``[n, h, w]``; latents: edited and source ``[F, 2C, h/8, w/8]``; first: the chunk
-    begins its stream, with a latent frame of one picture.
+    begins its stream, with a latent frame of one picture; before: what the one before told.
     """
+    before = before or Before()
     if (mask > 127).mean() > WHOLE:
-        return made, mask
+        return Drawn(made, mask, before)
     square = square_around(source, made, mask)
     if square is None:
-        return made, mask
+        return Drawn(made, mask, before)
     box = square.pixels
     where = [i + (GROUP - 1) * first for i in range(len(source))]
     frame = [i // GROUP for i in where]
     place = [ALONE if first and i == 0 else p % GROUP for i, p in enumerate(where)]
     weight = net.inside.weight
     pixels = [_tensor(x[:, *box], weight.device) for x in (source, made, mask[..., None])]
+    whole = whole_of(square, source, weight.device, before)
     answers = net(
         *pixels,
         latents[frame][:, :, *square.cells].to(weight),
         torch.tensor(place, device=weight.device),
         told.text,
         likely=told.likely,
-        whole=whole_of(square, source, weight.device),
+        whole=whole,
     )
-    colors, shares = show(answers)
-    shares = torch.where(shares < FAINTEST, 0, shares)
+    chosen = show(answers)
+    shares = torch.where(chosen.shares < FAINTEST, 0, chosen.shares)
     shares = shares / shares.sum(1, keepdim=True)
-    shown = (shares[:, :, None] * colors).sum(1).mul(255).clamp(0, 255)
-    seen = 255 * (1 - shares[:, 0])
-    seam = torch.from_numpy(_seam(square, mask.shape[1:])).to(seen)
-    shown = shown.permute(0, 2, 3, 1).cpu().numpy()
-    made, mask, inside = made.copy(), mask.copy(), (slice(None), *box)
-    share = seam.cpu().numpy()
-    for old, new, part in ((made, shown, share[..., None]), (mask, seen.cpu().numpy(), share)):
+    shown = (shares[:, :, None] * chosen.colors).sum(1).mul(255).clamp(0, 255)
+    made, mask, painted = made.copy(), mask.copy(), None
+    parts = [(made, shown.permute(0, 2, 3, 1)), (mask, 255 * (1 - shares[:, 0]))]
+    if chosen.painted is not None:
+        painted = np.zeros_like(mask)
+        parts.append((painted, 255 * chosen.painted))
+    inside, seam = (slice(None), *box), _seam(square, mask.shape[1:])
+    for old, new in parts:
         was = old[inside].astype(np.float32)
-        old[inside] = np.rint(was + part * (new - was)).astype(np.uint8)
-    return made, mask
+        part = seam[..., None] if old.ndim > mask.ndim else seam
+        old[inside] = np.rint(was + part * (new.cpu().numpy() - was)).astype(np.uint8)
+    return Drawn(made, mask, told_next(answers, whole), painted)
 
 
 def _tensor(pictures: np.ndarray, device: torch.device) -> Tensor:

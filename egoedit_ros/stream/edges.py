@@ -34,16 +34,27 @@ def near_sure(mask: np.ndarray) -> np.ndarray:
     return np.stack([np.where(cv2.dilate(m, kernel) == 255, m, 0) for m in mask])
 
 
-def sharpen(source: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def sharpen(
+    source: np.ndarray, edited: np.ndarray, mask: np.ndarray, painted: np.ndarray | None = None
+) -> np.ndarray:
     """Edited pictures with better edges where ``mask`` is not 0, else as they are.
 
-    source, edited: uint8 ``[n, h, w, 3]`` rgb; mask: uint8 ``[n, h, w]``.
+    source, edited: uint8 ``[n, h, w, 3]`` rgb; mask: uint8 ``[n, h, w]``; painted: likewise, where
+    edges are good as they are.
     """
-    pictures = zip(source, edited, mask, strict=True)
-    return np.stack([_sharpened(s, e, m) if m.any() else e for s, e, m in pictures])
+    own = [None] * len(mask) if painted is None else _wider(painted)
+    pictures = zip(source, edited, mask, own, strict=True)
+    return np.stack([_sharpened(s, e, m, p) if m.any() else e for s, e, m, p in pictures])
 
 
-def _sharpened(source: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _wider(mask: np.ndarray) -> np.ndarray:
+    """``mask``, uint8 ``[n, h, w]``, and a pixel around it."""
+    return np.stack([cv2.dilate(m, np.ones((3, 3), np.uint8)) for m in mask])
+
+
+def _sharpened(
+    source: np.ndarray, edited: np.ndarray, mask: np.ndarray, painted: np.ndarray | None
+) -> np.ndarray:
     x, y, width, height = cv2.boundingRect(mask)
     box = (
         slice(max(0, y - MARGIN), y + height + MARGIN),
@@ -56,6 +67,9 @@ def _sharpened(source: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.n
         fitted = _guided(guide, made, radius)
         made = rest + _explained(fitted, made, radius, doubt) * (fitted - rest)
         rest = made
+    if painted is not None:
+        was = np.moveaxis(edited[box], -1, 0).astype(np.float32)
+        made = made + (was - made) * (painted[box] / np.float32(255))
     out = edited.copy()
     made = np.clip(np.rint(np.moveaxis(made, 0, -1)), 0, 255).astype(np.uint8)
     np.copyto(out[box], made, where=mask[box][..., None] > 0)

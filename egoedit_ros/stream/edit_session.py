@@ -17,7 +17,7 @@ from egoedit_ros.model.autoencoder import Coded
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import CONFIGS, EditorConfig
-from egoedit_ros.model.detail import DetailNet
+from egoedit_ros.model.detail import Before, DetailNet
 from egoedit_ros.model.device import no_cuda_because
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.inference import Blend, Conditioning, StepModulation, StreamTransformer
@@ -169,6 +169,7 @@ class EditSession:
         self._steady = Steadier(config.steady) if config.steady else None
         # Drawn for one size, as nothing else here: things of another size it has never seen.
         self._detail = model.detail if self.size == config.size else None
+        self._before = Before()  # what the last chunk drawn once more tells the next one
         self._text, self._context, self._told, self._seed = None, None, None, 0
         self._texts = TextSwitch(blend_chunks)
         self.reset()
@@ -387,14 +388,17 @@ class EditSession:
         return self._finished(work)
 
     def _finished(self, work: ChunkWork) -> ChunkWork:
-        weights = ()
+        weights, painted = (), None
         if self._detail is not None and self.preserve:
             if max(self._detail.heeded(work.told.text)) > 0.5:
                 weights = self.model.config.steady_forms
             latents = torch.cat([work.edited, work.latents[0]], 1)
-            work.picture, work.mask = draw(
-                self._detail, work.told, work.frames, work.picture, work.mask, latents, work.first
-            )
+            drawn = draw(
+                self._detail, work.told, work.frames, work.picture, work.mask, latents, work.first,
+                self._before if work.joins else None,
+            )  # fmt: skip
+            work.picture, work.mask, painted = drawn.picture, drawn.mask, drawn.painted
+            self._before = drawn.before
         mask = near_sure(work.mask)
         dropped = mask != work.mask
         if self.preserve and dropped.any():
@@ -402,8 +406,8 @@ class EditSession:
         work.mask = mask
         if self._steady is not None:
             work.picture, work.mask = self._steady(
-                work.frames, work.picture, work.mask, work.first, work.joins, weights
+                work.frames, work.picture, work.mask, work.first, work.joins, weights, painted
             )
         if self.model.config.sharpen:
-            work.picture = sharpen(work.frames, work.picture, work.mask)
+            work.picture = sharpen(work.frames, work.picture, work.mask, painted)
         return work

@@ -4,8 +4,18 @@
 import torch
 
 from egoedit_ros.model.config import DetailConfig
-from egoedit_ros.model.forms import SEEN, TOLD, Forms, inside, outside, relit, relit_again
-from egoedit_ros.model.pose import POSE
+from egoedit_ros.model.forms import (
+    BESIDE,
+    SEEN,
+    TOLD,
+    Forms,
+    doubled,
+    inside,
+    outside,
+    relit,
+    relit_again,
+)
+from egoedit_ros.model.pose import FRAME, POSE
 
 
 def test_where_there_is_none_all_is_outside():
@@ -64,7 +74,7 @@ def test_a_form_is_left_unheard_outside_of_its_outline():
 def test_inside_and_outside_are_told_by_the_outline():
     seen = torch.full((1, SEEN, 8, 8), -1.0)
     seen[:, 0, :, 4:] = 1.0
-    thing, hand = inside(seen)[0]
+    thing, hand = inside(doubled(seen[:, (0, TOLD)]))[0]
     assert (thing[:, 9:] > 0.95).all() and (thing[:, :7] < 0.05).all() and (hand < 0.05).all()
 
 
@@ -81,8 +91,29 @@ def test_a_finger_in_front_of_a_thing_does_not_colour_it():
     shown[..., :6, 20:28] = white
     whole = shown.clone()
     shown[..., 20:32, 10:48] = skin
-    got = relit_again(seen, shown, torch.ones(1, 1, 48, 48))
+    got = relit_again(seen, doubled(seen[:, :TOLD]), shown, torch.ones(1, 1, 48, 48))
     clear = torch.ones(48, 48, dtype=torch.bool)
     clear[:9, 17:31] = False
     assert (got - whole)[..., clear].abs().max() < 0.06
     assert (got[..., :4, 22:26] - white).abs().max() < 0.06
+
+
+def test_a_thing_is_looked_at_closely_inside_of_its_outline_and_as_it_was_elsewhere():
+    torch.manual_seed(0)
+    forms, kinds = Forms(DetailConfig(forms=8)), torch.eye(9)[[3]]
+    slope = torch.tensor([[20.0, 0, 0], [0, 0, -20.0]])
+    frame = torch.cat([torch.tensor([30.0, 34.0]), slope.flatten(), torch.tensor([0.0, 1, 0])])
+    pose = torch.zeros(2, POSE)
+    pose[:, :FRAME] = pose[:, FRAME : 2 * FRAME] = frame
+    pose[1, 0] = 20.0
+    for net in (forms.thing, forms.hand):
+        torch.nn.init.normal_(net.out.weight, std=2.0)
+    seen, every = forms(pose, kinds, (32, 32), 2), forms(pose, kinds, (64, 64), 1)
+    got, blurred = forms.closely(pose, kinds, seen), doubled(seen[:, :TOLD])
+    near = (blurred[:, :1] > -BESIDE).expand_as(got)
+    assert 0.05 < near.float().mean() < 0.99
+    torch.testing.assert_close(got[near], every[:, :TOLD][near])
+    assert torch.equal(got[~near], blurred[~near])
+    far = seen.clone()
+    far[:, 0] = -1.0
+    assert torch.equal(forms.closely(pose, kinds, far), doubled(far[:, :TOLD]))

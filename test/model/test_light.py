@@ -123,3 +123,19 @@ def test_all_pictures_of_a_chunk_have_one_light(count):
     lights = Lights(16, 3, 8)
     paint = lights(torch.rand(count, 3, 192, 256), torch.zeros(3), 4)
     assert paint.light.shape == (1, LIGHT) and torch.equal(paint.second, lights.second[4])
+
+
+def test_a_rooms_light_does_not_jump_from_chunk_to_chunk():
+    torch.manual_seed(0)
+    lights, picture = Lights(16, 3, 8), torch.rand(1, 3, 192, 256)
+    new = lights(picture, torch.zeros(3), 4).light
+    before = new + 1
+    got = lights(picture, torch.zeros(3), 4, before).light
+    assert (got < before).all() and (got > (new + before) / 2).all()
+
+
+def test_a_colour_that_a_text_rules_out_is_not_painted_though_it_is_decoded():
+    light = _light()
+    shown = _shown(COLORS[BLUE], light, _ball()[0])
+    got = _painted(shown, light, [9.0, 0.0, 0.0])
+    assert (got[:, 2] < got[:, 0]).all() and (got[:, 1] < 0.2 * got[:, 0]).all()

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from egoedit_ros.model.places import (
+    AWAY,
     FOUND,
     LOST,
     SIDE,
+    TOLD,
     USUAL,
     PlaceNet,
     Places,
@@ -115,7 +117,7 @@ def test_only_what_is_asked_for_is_looked_at_again():
     thing, _ = places(pose, pictures, True, False)
     assert torch.equal(thing[:, FRAME:], pose[:, FRAME:]) and not torch.equal(thing, pose)
     hand, sure = places(pose, pictures, False, True)
-    assert sure == 1  # no thing was looked for
+    assert sure[0] == 1  # no thing was looked for
     assert torch.equal(hand[:, :FRAME], pose[:, :FRAME]) and not torch.equal(hand, pose)
     turns = apart(thing[:, :FRAME]).turn
     assert torch.allclose(turns, turns[:1], atol=1e-4)  # one for a chunk's pictures
@@ -142,10 +144,36 @@ def test_poses_are_looked_at_again_where_they_are_asked_for():
         torch.nn.init.zeros_(net.out.weight)
     pose = torch.cat([frames, frames, torch.zeros(2, 1)], 1)
     got, sure = places(pose, torch.rand(2, 3, 64, 128), True, False)
-    assert sure == 1  # it does not move
+    assert sure == (1, 1)  # it does not move
     torch.testing.assert_close(got[:, :2], pose[:, :2])
     assert torch.equal(got[:, FRAME:], pose[:, FRAME:])
     assert not torch.equal(got[:, 2:FRAME], pose[:, 2:FRAME]) and got.shape == (2, POSE)
+
+
+def test_a_thing_that_is_hardly_seen_is_looked_for_where_it_was():
+    """Guesses on the left of the view move at each look; where it was, on the right, they stay."""
+    torch.manual_seed(0)
+    places, frames, last = Places(), _frames(2), _frames(1)
+    last[:, 0] = 90.0
+
+    class Net(torch.nn.Module):
+        reach = 2.0
+
+        def forward(self, cuts, where):
+            told = torch.zeros(len(cuts), TOLD)
+            told[:, 0] = torch.where(where[:, 0] < 0, 2 * LOST, 0.0)
+            told[:, [2, 6]] = 1.0
+            return told
+
+    places.thing = Net()
+    pose = torch.cat([frames, frames, torch.zeros(2, 1)], 1)
+    picture = torch.rand(2, 3, 64, 128)
+    assert places(pose, picture, True, False)[1][0] == 0
+    got, sure = places(pose, picture, True, False, (last, None))
+    assert sure[0] == 1
+    torch.testing.assert_close(got[:, :2], last[:, :2].expand(2, -1))
+    last[:, 0] = 45.0  # nor is it sure there
+    assert places(pose, picture, True, False, (last, None))[1][0] == 0
 
 
 def test_a_place_that_moves_when_it_is_looked_at_once_more_is_not_sure():
@@ -159,5 +187,25 @@ def test_a_place_that_moves_when_it_is_looked_at_once_more_is_not_sure():
         slopes = torch.zeros(6)
         slopes[0] = slopes[4] = 1.0  # what is seen is a unit large, as it was guessed
         places.thing.out.bias.data[2:8] = slopes
-        told.append(places(pose, torch.rand(2, 3, 64, 128), True, False)[1])
+        told.append(places(pose, torch.rand(2, 3, 64, 128), True, False)[1][0])
     assert told[0] == 1 and 0.2 < told[1] < 0.8 and told[2] == 0
+
+
+@pytest.mark.parametrize(("off", "far"), [(2 * LOST, False), (0.0, True), (0.0, False)])
+def test_a_hand_that_is_not_found_or_far_from_the_thing_is_put_away(off, far):
+    torch.manual_seed(0)
+    places, frames = Places(), _frames(2)
+    for net in (places.thing, places.hand):
+        torch.nn.init.zeros_(net.out.weight)
+    slopes = torch.zeros(6)
+    slopes[0] = slopes[4] = 1.0
+    places.hand.out.bias.data[2:8] = slopes
+    places.hand.out.bias.data[0] = off
+    hand = frames.clone()
+    hand[:, 0] += 500 * far
+    pose = torch.cat([frames, hand, torch.zeros(2, 1)], 1)
+    got, sure = places(pose, torch.rand(2, 3, 64, 128), True, True)
+    gone = far or off > 0
+    assert sure == (1, not gone)
+    assert bool((got[:, FRAME : FRAME + 2] == AWAY).all()) == gone
+    torch.testing.assert_close(got[:, :2], pose[:, :2])

@@ -4,7 +4,7 @@
 import torch
 
 from egoedit_ros.model.detail import Answers, Outlines, choose
-from egoedit_ros.model.forms import SEEN, TOLD
+from egoedit_ros.model.forms import SEEN, TOLD, doubled
 from egoedit_ros.model.light import Paint
 from egoedit_ros.model.show import show
 
@@ -31,14 +31,14 @@ def _answers(thing, hand, heeded, camera=PURPLE, own=(TABLE, GREEN), logits=(0.0
     seen[0, 0], seen[0, TOLD] = thing, hand
     seen[0, 2:5] = torch.tensor([0.0, 0.0, -1.0])[:, None, None]
     pose = torch.zeros(1, 23)
-    outlines = Outlines(seen, *heeded)
+    outlines = Outlines(seen, *heeded, doubled(seen[:, :TOLD]) if heeded[0] else None)
     return Answers(colors, likely, torch.full_like(likely, 0.02), pose, None, outlines)
 
 
 def _shown(answers):
-    colors, shares = show(answers)
-    assert torch.allclose(shares.sum(1), torch.ones(1, SIDE, SIDE), atol=1e-4)
-    return (shares[:, :, None] * colors).sum(1)[0].permute(1, 2, 0)
+    got = show(answers)
+    assert torch.allclose(got.shares.sum(1), torch.ones(1, SIDE, SIDE), atol=1e-4)
+    return (got.shares[:, :, None] * got.colors).sum(1)[0].permute(1, 2, 0)
 
 
 def _off(shown, color):
@@ -126,12 +126,35 @@ def test_what_a_thing_hid_of_a_hand_is_seen_beside_what_takes_its_place():
 def test_a_hand_that_the_camera_sees_stays_outside_of_the_forms_outline():
     answers = _answers(NOWHERE, NOWHERE, (0.0, 1.0), camera=SKIN)
     answers.logits[:, 0] = 3.0
-    assert (show(answers)[1][:, 0] > 0.95).all()
+    assert (show(answers).shares[:, 0] > 0.95).all()
 
 
 def test_nothing_is_changed_where_forms_are_not_to_be_heeded():
     answers = _answers(_square(10, 22), _square(2, 8), (0.0, 0.0))
-    colors, shares = show(answers)
-    assert colors is answers.colors and torch.equal(shares, choose(answers))
+    got = show(answers)
+    assert got.colors is answers.colors and torch.equal(got.shares, choose(answers))
     answers.outlines = None
-    assert torch.equal(show(answers)[1], shares)
+    assert torch.equal(show(answers).shares, got.shares)
+
+
+def test_what_is_in_front_ends_where_the_camera_shows_its_edge():
+    """An arm before the thing: the network is torn over three pixels on both sides of its edge."""
+    answers = _answers(_square(4, 28), _square(0, SIDE), (1.0, 0.0))
+    answers.colors[:, 0, :, :, :16] = SKIN[:, None, None]
+    answers.logits[:, 3] = 4.0
+    answers.logits[:, 0, :, :13] = 12.0
+    answers.logits[:, 0, :, 13:19] = 6.5
+    answers.outlines.paint = PAINT
+    shown = _shown(answers)
+    assert _off(shown[8:24, 8:16], SKIN) < 0.1 and _off(shown[8:24, 16:24], GREEN) < 0.4
+
+
+def test_where_a_painted_thing_is_shown_is_told():
+    answers = _answers(_square(8, 24), NOWHERE, (1.0, 0.0))
+    answers.logits[:, 3, 8:24, 8:24] += 4.0
+    assert show(answers).painted is None
+    answers.outlines.paint = PAINT
+    painted = show(answers).painted[0]
+    assert painted[10:22, 10:22].min() > 0.9
+    painted[7:25, 7:25] = 0
+    assert painted.max() < 0.01

@@ -9,8 +9,10 @@ import torch
 from runtime_support import TEXT, pictures, small_model
 
 from egoedit_ros.model.config import DetailConfig, get_config
-from egoedit_ros.model.detail import DetailNet
-from egoedit_ros.stream.detail import SQUARES, Square, draw, square_around, tell
+from egoedit_ros.model.detail import Answers, Before, DetailNet, Outlines, Whole, told_next
+from egoedit_ros.model.places import AWAY
+from egoedit_ros.model.pose import FRAME, POSE
+from egoedit_ros.stream.detail import SQUARES, Drawn, Square, draw, square_around, tell
 from egoedit_ros.stream.edit_session import EditSession
 from egoedit_ros.stream.steady import Steadier
 
@@ -74,7 +76,8 @@ def test_more_is_edited_in_a_greater_square_which_stays_within_the_picture():
 def test_only_the_square_is_drawn_anew(net):
     source, made, mask = _chunk()
     before = made.copy(), mask.copy()
-    shown, seen = _drawn(net, source, made, mask)
+    got = _drawn(net, source, made, mask)
+    shown, seen = got.picture, got.mask
     assert np.array_equal(made, before[0]) and np.array_equal(mask, before[1])
     outside = np.ones((HEIGHT, WIDTH), bool)
     outside[square_around(source, made, mask).pixels] = False
@@ -88,7 +91,8 @@ def test_where_the_answer_is_the_camera_its_pixels_come_back_to_the_bit(net):
     net.out.bias.zero_()
     net.out.bias[:4] = 20.0  # of the camera's answer, at each of four pixels
     source, made, mask = _chunk()
-    shown, seen = _drawn(net, source, made, mask)
+    got = _drawn(net, source, made, mask)
+    shown, seen = got.picture, got.mask
     assert np.array_equal(shown[:, *INSIDE], source[:, *INSIDE])
     assert not seen[:, *INSIDE].any()
 
@@ -97,14 +101,14 @@ def test_nothing_edited_and_everything_edited_are_left_as_they_are(net):
     source, made, mask = _chunk()
     for level in (0, 255):
         mask[:] = level
-        shown, seen = _drawn(net, source, made, mask)
-        assert shown is made and seen is mask
+        got = _drawn(net, source, made, mask)
+        assert got.picture is made and got.mask is mask and got.painted is None
 
 
 def test_a_first_chunk_and_a_chunk_of_several_latents_are_drawn(net):
     for count, first in ((1, True), (5, True), (8, False)):
         source, made, mask = _chunk(count)
-        shown, _ = _drawn(net, source, made, mask, first)
+        shown = _drawn(net, source, made, mask, first).picture
         assert shown.shape == source.shape
         assert all((a != b).any() for a, b in zip(shown, made, strict=True))
 
@@ -148,10 +152,49 @@ def test_where_forms_are_heeded_a_stream_is_steadied_as_its_model_says(monkeypat
     got, steadied = [], Steadier.__call__
 
     def call(self, *args):
-        got.append(args[-1])
+        got.append(args[-2])
         return steadied(self, *args)
 
     monkeypatch.setattr(Steadier, "__call__", call)
     for chunk in pictures(session, 2):
         session.run(chunk)
     assert got and all(weights == given for weights in got)
+
+
+def test_a_stream_remembers_where_things_were_until_the_edit_changes(monkeypatch):
+    """What a chunk tells goes to the next one of the same edit, and to no other."""
+    session, _ = _sessions((128, 96))
+    told, given = [], []
+
+    def drawn(*args):
+        given.append(args[-1])
+        told.append(Before(light=torch.zeros(1, 14)))
+        return Drawn(args[3], args[4], told[-1])
+
+    monkeypatch.setattr("egoedit_ros.stream.edit_session.draw", drawn)
+    chunks = pictures(session, 6)
+    for _ in range(3):
+        session.run(next(chunks))
+    session.set_instruction("remove the mug", 3)
+    session.run(next(chunks))
+    session.skip(next(chunks))
+    session.run(next(chunks))
+    assert given[0] is None and given[1] is told[0] and given[2] is told[1]
+    assert given[3] is None and given[4] is None
+
+
+def test_what_was_sure_is_told_on_and_what_was_not_stays():
+    whole = Whole(torch.zeros(2, 3, 8, 8), 10, 20, Before(torch.ones(1, FRAME), None, None))
+    pose = torch.zeros(2, POSE)
+    pose[1, FRAME] = 3.0
+    answers = Answers(None, None, None, pose, None, Outlines(None, 1.0, 0.0))
+    got = told_next(answers, whole)
+    assert got.thing[0, :2].tolist() == [20, 10] and got.hand[0, :2].tolist() == [23, 10]
+    answers.outlines = Outlines(None, 0.2, 0.0)
+    got = told_next(answers, whole)
+    assert got.thing is whole.before.thing and got.hand is None and got.light is None
+    pose[:, FRAME] = AWAY
+    answers.outlines = Outlines(None, 1.0, 0.0)
+    assert told_next(answers, whole).hand is None
+    answers.outlines = None
+    assert told_next(answers, whole) is whole.before
