@@ -40,13 +40,15 @@ NARROWEST, WIDEST = 0.006, 0.5
 @dataclass(slots=True)
 class Outlines:
     """seen: of the forms, at half the size ``[N, SEEN, H/2, W/2]``; thing, hand: how much what is
-    shown is to heed their outlines, 0..1; closely: what is seen of the thing ``[N, TOLD, H, W]``,
-    where its outline is heeded; paint: what it is painted with, where that is known."""
+    shown is to heed their outlines, 0..1; thing_closely, hand_closely: what is seen of each ``[N,
+    TOLD, H, W]``, the thing's where its outline is heeded, the hand's where any is; paint: what the
+    thing is painted with, where that is known."""
 
     seen: Tensor
     thing: float
     hand: float
-    closely: Tensor | None = None
+    thing_closely: Tensor | None = None
+    hand_closely: Tensor | None = None
     paint: Paint | None = None
 
 
@@ -288,8 +290,10 @@ class DetailNet(nn.Module):
                 bodies = relit(seen, source, made, mask), outside(seen)
             if heed is not None:
                 outlines = Outlines(seen, *heed)
+                if any(heed):
+                    outlines.hand_closely = self.forms.hand_closely(pose, seen, mask)
                 if heed[0]:
-                    outlines.closely = self.forms.closely(pose, forms, seen)
+                    outlines.thing_closely = self.forms.thing_closely(pose, forms, seen)
                     if likely is not None and whole is not None:
                         kind = int(forms[0].argmax())
                         before = whole.before.light

@@ -11,6 +11,7 @@ those of the picture (:func:`relit`).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,9 @@ from torch import Tensor, nn
 from egoedit_ros.model.config import DetailConfig
 from egoedit_ros.model.pose import FRAME, sight
 
-WAVES = (0.5, 1.0, 2.0, 4.0)  # to a unit
-FINE_WAVES = (*WAVES, 8.0)  # of things, whose edges are looked at closely
+WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # to a unit; each is twice the one before
 USUAL = 26.0  # pixels that a unit is seen as
-FAR = 3.0  # units from the origin; of what is farther nothing is learned
+FAR = 2.6  # units from the origin; of what is farther nothing is learned
 OUTLINE = 1.0  # units; farther inside or outside is no more said
 TOLD = 6  # of a thing: outline, outline of its second material, face's normal (3), depth
 CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a tenth of a unit
@@ -34,12 +34,9 @@ BESIDE = 0.08  # units outside of an outline up to which it is looked at closely
 class FormNet(nn.Module):
     """Weights only. code: numbers that tell the form apart from others."""
 
-    def __init__(
-        self, code: int, width: int, waves: tuple[float, ...] = WAVES, layers: int = 4
-    ) -> None:
+    def __init__(self, code: int, width: int, layers: int = 4) -> None:
         super().__init__()
-        self.waves = waves
-        self.inside = nn.Linear(3 + 6 * len(waves), width)
+        self.inside = nn.Linear(3 + 6 * len(WAVES), width)
         self.whole = nn.ModuleList(nn.Linear(4 + code, 2 * width) for _ in range(layers))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.out = nn.Linear(width, TOLD)
@@ -49,7 +46,7 @@ class FormNet(nn.Module):
         ``[N, 3]``; near: pixels that a unit is seen as ``[N]``; code: ``[N, C]``. ``[N, P, TOLD]``:
         outlines in units, inside positive; the normal in the body's axes; depth from the origin on,
         in units."""
-        x = self.inside(torch.cat([points, *self._waves(points)], -1).to(self.inside.weight))
+        x = self.inside(torch.cat([points, *_waves(points)], -1).to(self.inside.weight))
         near = 3 * (near.clamp(min=1)[:, None] / USUAL).log()
         whole = torch.cat([line, near, code], -1).to(x)
         for layer, given in zip(self.layers, self.whole, strict=True):
@@ -57,14 +54,15 @@ class FormNet(nn.Module):
             x = x + layer(F.silu(x * (1 + scale) + shift))
         return self.out(F.silu(x))
 
-    def _waves(self, points: Tensor) -> list[Tensor]:
-        """Sines and cosines; each wave is twice as fine as the one before."""
-        first = math.pi * self.waves[0] * points
-        out = [torch.sin(first), torch.cos(first)]
-        for _ in self.waves[1:]:
-            sine, cosine = out[-2:]
-            out += [2 * sine * cosine, 1 - 2 * sine * sine]
-        return out
+
+def _waves(points: Tensor) -> list[Tensor]:
+    """Sines and cosines of ``WAVES``."""
+    first = math.pi * WAVES[0] * points
+    out = [torch.sin(first), torch.cos(first)]
+    for _ in WAVES[1:]:
+        sine, cosine = out[-2:]
+        out += [2 * sine * cosine, 1 - 2 * sine * sine]
+    return out
 
 
 class Forms(nn.Module):
@@ -73,7 +71,7 @@ class Forms(nn.Module):
     def __init__(self, config: DetailConfig) -> None:
         super().__init__()
         self.codes = nn.Embedding(config.forms, 16)
-        self.thing = FormNet(16, 128, FINE_WAVES)
+        self.thing = FormNet(16, 128)
         self.hand = FormNet(1, 144)  # fingers are fine
 
     @torch.no_grad()
@@ -83,17 +81,15 @@ class Forms(nn.Module):
         pose: ``[N, POSE]``; kinds: how likely each form is, and last that there is none,
         ``[N, forms + 1]``. Normals are as the camera sees them (right, down, away).
         """
-        thing, hand = pose[:, :FRAME], pose[:, FRAME : 2 * FRAME]
         kinds = kinds.expand(len(pose), -1)
-        there, code = 1 - kinds[:, -1:], self._code(kinds)
-        out = []
-        for net, frame, told in ((self.thing, thing, code), (self.hand, hand, pose[:, -1:])):
-            points = sight(frame, size, step).unflatten(2, size)
+        there, out = 1 - kinds[:, -1:], []
+        for body in (self._thing(pose, kinds), self._hand(pose)):
+            points = sight(body.frame, size, step).unflatten(2, size)
             # Far off nothing was learned: outside.
             near = (points.norm(dim=1, keepdim=True) < FAR).float()
-            seen = torch.zeros(len(frame), TOLD, *size, device=frame.device)
-            if (box := _around(near)) is not None:
-                seen[:, :, *box] = self._told(net, points[:, :, *box], frame, told)
+            seen = torch.zeros(len(pose), TOLD, *size, device=pose.device)
+            if (box := _around(near)) is not None and (out or bool(there.any())):
+                seen[:, :, *box] = _told(body, points[:, :, *box])
             seen = seen * near
             seen[:, :2] -= 1 - near
             out.append(seen.flatten(2))
@@ -104,37 +100,60 @@ class Forms(nn.Module):
         return torch.cat([*out, *crisp], 1).unflatten(2, size)
 
     @torch.no_grad()
-    def closely(self, pose: Tensor, kinds: Tensor, seen: Tensor) -> Tensor:
+    def thing_closely(self, pose: Tensor, kinds: Tensor, seen: Tensor) -> Tensor:
         """What pixels show of a thing that is there: ``[N, TOLD, H, W]``. seen: what cells of two
         pixels do, of :meth:`forward`; only inside of the outline, and near it, it is looked at
         again."""
-        fine = doubled(seen[:, :TOLD])
-        near = (fine[:, 0] > -BESIDE).flatten(1)
-        most = int(near.sum(1).max())
-        if not most:
-            return fine
-        frame, code = pose[:, :FRAME], self._code(kinds.expand(len(pose), -1))
-        # As many points of each picture, some of them not near.
-        chosen = near.byte().topk(most, 1).indices[:, None]
-        points = sight(frame, tuple(fine.shape[2:]), 1).gather(2, chosen.expand(-1, 3, -1))
-        told = self._told(self.thing, points[..., None], frame, code)[..., 0]
-        again = fine.flatten(2).scatter(2, chosen.expand(-1, TOLD, -1), told)
-        return torch.where(near[:, None], again, fine.flatten(2)).unflatten(2, fine.shape[2:])
+        body = self._thing(pose, kinds.expand(len(pose), -1))
+        return _closely(body, doubled(seen[:, :TOLD]), None)
 
-    def _code(self, kinds: Tensor) -> Tensor:
-        """Of how likely forms are ``[N, forms + 1]``, the numbers of what is likely ``[N, C]``."""
+    @torch.no_grad()
+    def hand_closely(self, pose: Tensor, seen: Tensor, where: Tensor) -> Tensor:
+        """Likewise of the hand, and only where ``where`` ``[N, 1, H, W]`` is more than 0."""
+        return _closely(self._hand(pose), doubled(seen[:, TOLD : 2 * TOLD]), where[:, 0] > 0)
+
+    def _thing(self, pose: Tensor, kinds: Tensor) -> _Body:
         there = 1 - kinds[:, -1:]
-        return kinds[:, :-1] @ self.codes.weight.to(kinds) / there.clamp(min=0.05)
+        code = kinds[:, :-1] @ self.codes.weight.to(kinds) / there.clamp(min=0.05)
+        return _Body(self.thing, pose[:, :FRAME], code)
 
-    @staticmethod
-    def _told(net: FormNet, points: Tensor, frame: Tensor, code: Tensor) -> Tensor:
-        """What a network tells of points ``[N, 3, h, w]``: ``[N, TOLD, h, w]``."""
-        slope = frame[:, 2:8].unflatten(1, (2, 3))
-        near = slope.flatten(1).norm(dim=1) / math.sqrt(2)
-        said = net(points.flatten(2).mT, frame[:, 8:], near, code).float()
-        axes = torch.cat([F.normalize(slope, dim=-1), frame[:, None, 8:]], 1)
-        told = torch.cat([said[..., :2], said[..., 2:5] @ axes.mT, said[..., 5:]], -1)
-        return told.mT.clamp(-2, 2).unflatten(2, tuple(points.shape[2:]))
+    def _hand(self, pose: Tensor) -> _Body:
+        return _Body(self.hand, pose[:, FRAME : 2 * FRAME], pose[:, -1:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A network, where it is in pictures ``[N, FRAME]``, and the numbers it is told ``[N, C]``."""
+
+    net: FormNet
+    frame: Tensor
+    code: Tensor
+
+
+def _told(body: _Body, points: Tensor) -> Tensor:
+    """What is told of points ``[N, 3, h, w]``: ``[N, TOLD, h, w]``."""
+    slope = body.frame[:, 2:8].unflatten(1, (2, 3))
+    near = slope.flatten(1).norm(dim=1) / math.sqrt(2)
+    said = body.net(points.flatten(2).mT, body.frame[:, 8:], near, body.code).float()
+    axes = torch.cat([F.normalize(slope, dim=-1), body.frame[:, None, 8:]], 1)
+    told = torch.cat([said[..., :2], said[..., 2:5] @ axes.mT, said[..., 5:]], -1)
+    return told.mT.clamp(-2, 2).unflatten(2, tuple(points.shape[2:]))
+
+
+def _closely(body: _Body, fine: Tensor, where: Tensor | None) -> Tensor:
+    """``fine`` ``[N, TOLD, H, W]`` with what is near the outline, and in ``where`` ``[N, H, W]``,
+    told pixel by pixel."""
+    near = fine[:, 0] > -BESIDE
+    near = (near if where is None else near & where).flatten(1)
+    most = int(near.sum(1).max())
+    if not most:
+        return fine
+    # As many points of each picture, some of them not near.
+    chosen = near.byte().topk(most, 1).indices[:, None]
+    points = sight(body.frame, tuple(fine.shape[2:]), 1).gather(2, chosen.expand(-1, 3, -1))
+    told = _told(body, points[..., None])[..., 0]
+    again = fine.flatten(2).scatter(2, chosen.expand(-1, TOLD, -1), told)
+    return torch.where(near[:, None], again, fine.flatten(2)).unflatten(2, fine.shape[2:])
 
 
 def _around(near: Tensor) -> tuple[slice, slice] | None:
@@ -202,7 +221,7 @@ def relit_again(seen: Tensor, closely: Tensor, shown: Tensor, edited: Tensor) ->
     return (_lit(base, finer) * (1 - share) + _lit(other, finer) * share).clamp(0, 1)
 
 
-def hand_relit_again(seen: Tensor, shown: Tensor, camera: Tensor) -> Tensor:
+def hand_relit_again(seen: Tensor, closely: Tensor, shown: Tensor, camera: Tensor) -> Tensor:
     """Likewise the hand with the light of what is shown of it, most of all of what the camera sees.
 
     camera: how far what is shown is the camera's ``[N, 1, H, W]``.
@@ -210,7 +229,7 @@ def hand_relit_again(seen: Tensor, shown: Tensor, camera: Tensor) -> Tensor:
     hand = torch.sigmoid(SHARP * (seen[:, TOLD : TOLD + 1] - WITHIN))
     known = DRAWN + (1 - DRAWN) * F.avg_pool2d(camera, 2)
     light = _fitted(_faces(seen, TOLD + 2), hand * known, F.avg_pool2d(shown, 2), ODD_HAND)
-    return _lit(light, _faces(doubled(seen[:, : 2 * TOLD]), TOLD + 2)).clamp(0, 1)
+    return _lit(light, _faces(closely, 2)).clamp(0, 1)
 
 
 def _fitted(faces: Tensor, inner: Tensor, picture: Tensor, odd: float) -> Tensor:

@@ -47,6 +47,14 @@ def shade(light: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     return rest, key * towards(to_key)
 
 
+def shine(light: Tensor, faces: Tensor) -> Tensor:
+    """How far faces show the key as in a mirror that is not quite one (Blinn 1977): 0..1, of the
+    form of ``faces``'s first channel."""
+    middle = F.normalize(light[:, 8:11] + light.new_tensor([0.0, 0.0, -1.0]), dim=1)
+    along = (faces * middle.reshape(*middle.shape, *(1,) * (faces.dim() - 2))).sum(1, keepdim=True)
+    return along.clamp(min=0) ** SMOOTH
+
+
 class LightNet(nn.Module):
     """Weights only: the light of small pictures."""
 
@@ -137,6 +145,7 @@ class Lights(nn.Module):
 UNLIKELY = 5.0  # nats: a colour that the text makes so much less likely is none
 ODD = 0.08  # summed over the colours: a colour that is farther off by so much is less likely by e
 AROUND = 9  # pixels a side over which it is seen whether a shadow falls
+GLOSS, SMOOTH = 0.09, 51  # of paint: how bright a highlight is, and how small
 OPEN, OPEN_COUNTS = 0.8, 0.02  # how far faces are in the key's light, where little is seen of it
 
 
@@ -147,7 +156,8 @@ def painted(faces: Tensor, second: Tensor, shown: Tensor, weight: Tensor, paint:
     material ``[N, 1, H, W]``; shown: what is decoded of it ``[N, 3, H, W]``; weight: where that is
     of it ``[N, 1, H, W]``.
     """
-    rest, key = shade(paint.light.expand(len(faces), -1), F.normalize(faces, dim=1))
+    light, faces = paint.light.expand(len(faces), -1), F.normalize(faces, dim=1)
+    rest, key = shade(light, faces)
     half = [F.avg_pool2d(x, 2) for x in (rest, key, shown, weight * (1 - second))]
     possible = paint.likely > paint.likely.max() - UNLIKELY
     colors = paint.colors[possible]
@@ -160,7 +170,7 @@ def painted(faces: Tensor, second: Tensor, shown: Tensor, weight: Tensor, paint:
     known = (weight * more.square()).sum(1, keepdim=True)
     told, known = (mean_around(x, AROUND) for x in (told, known))
     in_light = ((told + OPEN_COUNTS * OPEN) / (known + OPEN_COUNTS)).clamp(0, 1)
-    return (dark + in_light * more).clamp(0, 1)
+    return (dark + in_light * (more + GLOSS * shine(light, faces))).clamp(0, 1)
 
 
 def _unlike(color: Tensor, rest: Tensor, key: Tensor, shown: Tensor, weight: Tensor) -> Tensor:

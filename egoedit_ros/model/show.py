@@ -25,9 +25,7 @@ from torch import Tensor
 from egoedit_ros.model.detail import BODIES, USUAL, Answers, Outlines, apart, choose
 from egoedit_ros.model.forms import (
     SHARP,
-    TOLD,
     WITHIN,
-    doubled,
     hand_relit_again,
     inside,
     relit_again,
@@ -75,11 +73,11 @@ BESIDE_PAINTED = dataclasses.replace(USUAL, decoder=-0.75)
 @dataclass(frozen=True, slots=True)
 class Shown:
     """colors: ``[N, K, 3, H, W]``; shares: of each in what is shown ``[N, K, H, W]``; the camera's
-    are the first. painted: where a painted thing is shown ``[N, H, W]``, None: nowhere."""
+    are the first. laid: where a body is shown that has its edges ``[N, H, W]``, None: nowhere."""
 
     colors: Tensor
     shares: Tensor
-    painted: Tensor | None = None
+    laid: Tensor | None = None
 
 
 def show(answers: Answers) -> Shown:
@@ -94,15 +92,17 @@ def show(answers: Answers) -> Shown:
     usual = choose(answers, trust, known=unlike)
     share = known.thing if thing else known.hand
     colors = answers.colors.clone()
-    colors[:, HAND] = hand_relit_again(known.seen, _shown(usual, answers.colors), usual[:, :1])
+    colors[:, HAND] = hand_relit_again(
+        known.seen, known.hand_closely, _shown(usual, answers.colors), usual[:, :1]
+    )
     if thing:
         shown, edited = _shown(usual, answers.colors), 1 - usual[:, :1]
         colors[:, THING] = _thing(known, shown, edited)
     answers = dataclasses.replace(answers, colors=colors)
     bodies = (HAND, THING) if thing else (HAND,)
     unlike = apart(colors, unlike, tuple(colors.shape[1] + of for of in bodies))
-    of_thing = inside(known.closely[:, :1]) if thing else None
-    of_hand = inside(doubled(known.seen[:, TOLD : TOLD + 1]))
+    of_thing = inside(known.thing_closely[:, :1]) if thing else None
+    of_hand = inside(known.hand_closely[:, :1])
     clear = 1 - _front(answers, of_hand) if thing else None
     if is_painted:
         share = share * _rightly(of_thing * clear, usual)
@@ -117,17 +117,19 @@ def show(answers: Answers) -> Shown:
     if thing:
         around = None if is_painted else AROUND_THING
         shares = _lay(answers, shares, THING, of_thing, share * clear, around)
-    painted = (of_thing[:, 0] * shares[:, THING]).clone() if is_painted else None
     rest = of_hand * (1 - of_thing) if thing else of_hand
+    laid = rest[:, 0] * shares[:, HAND]
+    if is_painted:
+        laid = laid + of_thing[:, 0] * shares[:, THING]
     bodies = [Laid(rest, HAND, float(max(known.thing, known.hand)))]
     if thing:
         bodies.append(Laid(of_thing, THING, known.thing))
-    return Shown(*cleared(colors, shares, bodies), painted)
+    return Shown(*cleared(colors, shares, bodies), laid)
 
 
 def _thing(known: Outlines, shown: Tensor, edited: Tensor) -> Tensor:
     """The thing as it is painted, or with the light of what is shown of it ``[N, 3, H, W]``."""
-    fine = known.closely
+    fine = known.thing_closely
     if known.paint is None:
         return relit_again(known.seen, fine, shown, edited)
     weight = torch.sigmoid(SHARP * (fine[:, :1] - WITHIN)) * edited
@@ -166,7 +168,7 @@ def _not_thing(answers: Answers, within: Tensor) -> Tensor:
     if known.paint is None:
         return -NOT_THING * _alike(answers, THING, LIKE_THING) * (1 - within)
     off = (colors - colors[:, THING, None]).abs().sum(2)
-    second = inside(known.closely[:, 1:2])
+    second = inside(known.thing_closely[:, 1:2])
     for part in (within * (1 - second), within * second):
         count = part.sum((2, 3), keepdim=True)
         if float(count.min()) < FEW:

@@ -91,14 +91,14 @@ def whole_of(
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """picture: uint8 ``[n, h, w, 3]``; mask: uint8 ``[n, h, w]``; painted: likewise, where a thing
-    is shown that has its edges, None: nowhere; before: what this tells the next chunk of the same
+    """picture: uint8 ``[n, h, w, 3]``; mask: uint8 ``[n, h, w]``; laid: likewise, where a body is
+    laid that has its edges, None: nowhere; before: what this tells the next chunk of the same
     edit."""
 
     picture: np.ndarray
     mask: np.ndarray
     before: Before
-    painted: np.ndarray | None = None
+    laid: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -143,17 +143,17 @@ def draw(
     shares = torch.where(chosen.shares < FAINTEST, 0, chosen.shares)
     shares = shares / shares.sum(1, keepdim=True)
     shown = (shares[:, :, None] * chosen.colors).sum(1).mul(255).clamp(0, 255)
-    made, mask, painted = made.copy(), mask.copy(), None
+    made, mask, laid = made.copy(), mask.copy(), None
     parts = [(made, shown.permute(0, 2, 3, 1)), (mask, 255 * (1 - shares[:, 0]))]
-    if chosen.painted is not None:
-        painted = np.zeros_like(mask)
-        parts.append((painted, 255 * chosen.painted))
+    if chosen.laid is not None:
+        laid = np.zeros_like(mask)
+        parts.append((laid, 255 * chosen.laid))
     inside, seam = (slice(None), *box), _seam(square, mask.shape[1:])
     for old, new in parts:
         was = old[inside].astype(np.float32)
         part = seam[..., None] if old.ndim > mask.ndim else seam
         old[inside] = np.rint(was + part * (new.cpu().numpy() - was)).astype(np.uint8)
-    return Drawn(made, mask, told_next(answers, whole), painted)
+    return Drawn(made, mask, told_next(answers, whole), laid)
 
 
 def _tensor(pictures: np.ndarray, device: torch.device) -> Tensor:

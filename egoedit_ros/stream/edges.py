@@ -35,14 +35,14 @@ def near_sure(mask: np.ndarray) -> np.ndarray:
 
 
 def sharpen(
-    source: np.ndarray, edited: np.ndarray, mask: np.ndarray, painted: np.ndarray | None = None
+    source: np.ndarray, edited: np.ndarray, mask: np.ndarray, laid: np.ndarray | None = None
 ) -> np.ndarray:
     """Edited pictures with better edges where ``mask`` is not 0, else as they are.
 
-    source, edited: uint8 ``[n, h, w, 3]`` rgb; mask: uint8 ``[n, h, w]``; painted: likewise, where
-    edges are good as they are.
+    source, edited: uint8 ``[n, h, w, 3]`` rgb; mask: uint8 ``[n, h, w]``; laid: likewise, where a
+    body is laid that has its edges.
     """
-    own = [None] * len(mask) if painted is None else _wider(painted)
+    own = [None] * len(mask) if laid is None else _wider(laid)
     pictures = zip(source, edited, mask, own, strict=True)
     return np.stack([_sharpened(s, e, m, p) if m.any() else e for s, e, m, p in pictures])
 
@@ -53,7 +53,7 @@ def _wider(mask: np.ndarray) -> np.ndarray:
 
 
 def _sharpened(
-    source: np.ndarray, edited: np.ndarray, mask: np.ndarray, painted: np.ndarray | None
+    source: np.ndarray, edited: np.ndarray, mask: np.ndarray, laid: np.ndarray | None
 ) -> np.ndarray:
     x, y, width, height = cv2.boundingRect(mask)
     box = (
@@ -67,9 +67,9 @@ def _sharpened(
         fitted = _guided(guide, made, radius)
         made = rest + _explained(fitted, made, radius, doubt) * (fitted - rest)
         rest = made
-    if painted is not None:
+    if laid is not None:
         was = np.moveaxis(edited[box], -1, 0).astype(np.float32)
-        made = made + (was - made) * (painted[box] / np.float32(255))
+        made = made + (was - made) * (laid[box] / np.float32(255))
     out = edited.copy()
     made = np.clip(np.rint(np.moveaxis(made, 0, -1)), 0, 255).astype(np.uint8)
     np.copyto(out[box], made, where=mask[box][..., None] > 0)

@@ -388,7 +388,7 @@ class EditSession:
         return self._finished(work)
 
     def _finished(self, work: ChunkWork) -> ChunkWork:
-        weights, painted = (), None
+        weights, laid = (), None
         if self._detail is not None and self.preserve:
             if max(self._detail.heeded(work.told.text)) > 0.5:
                 weights = self.model.config.steady_forms
@@ -397,7 +397,7 @@ class EditSession:
                 self._detail, work.told, work.frames, work.picture, work.mask, latents, work.first,
                 self._before if work.joins else None,
             )  # fmt: skip
-            work.picture, work.mask, painted = drawn.picture, drawn.mask, drawn.painted
+            work.picture, work.mask, laid = drawn.picture, drawn.mask, drawn.laid
             self._before = drawn.before
         mask = near_sure(work.mask)
         dropped = mask != work.mask
@@ -406,8 +406,8 @@ class EditSession:
         work.mask = mask
         if self._steady is not None:
             work.picture, work.mask = self._steady(
-                work.frames, work.picture, work.mask, work.first, work.joins, weights, painted
+                work.frames, work.picture, work.mask, work.first, work.joins, weights, laid
             )
         if self.model.config.sharpen:
-            work.picture = sharpen(work.frames, work.picture, work.mask, painted)
+            work.picture = sharpen(work.frames, work.picture, work.mask, laid)
         return work

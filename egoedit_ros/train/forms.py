@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import DetailConfig
 from egoedit_ros.model.forms import Forms
 from egoedit_ros.train.loop import Trainer, TrainSettings
@@ -51,12 +52,16 @@ def make_views(folder: Path, views: FormViews) -> Iterator[tuple[int, int]]:
     return make_scenes(_work, folder, seeds, views.workers, "views")
 
 
+BODIES = ("thing", "hand")
+
+
 @dataclass(frozen=True)
 class FormsData:
-    """views: the folder of stage ``form_views``; batch: views of things to a step, and as many of
-    the hand; lines: of sight to each."""
+    """views: the folder of stage ``form_views``; bodies: which to learn; batch: views of each to a
+    step; lines: of sight to each."""
 
     views: Path
+    bodies: tuple = BODIES
     batch: int = 32
     lines: int = 400
 
@@ -67,6 +72,9 @@ class FormsStep:
     def __init__(self, model: Forms, data: FormsData) -> None:
         from safetensors.torch import load_file
 
+        unknown = [body for body in data.bodies if body not in BODIES]
+        if unknown or not data.bodies:
+            raise UserError(f"forms: bodies is {data.bodies!r}; choose from {', '.join(BODIES)}")
         self.model, self.data = model, data
         paths = sorted(data.views.glob("*.safetensors"))
         if not paths:
@@ -74,13 +82,14 @@ class FormsStep:
         parts = [load_file(path) for path in paths]
         self.views = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         kinds = self.views["kind"]
-        self.groups = [torch.nonzero(kinds >= 0)[:, 0], torch.nonzero(kinds < 0)[:, 0]]
+        groups = {"thing": torch.nonzero(kinds >= 0)[:, 0], "hand": torch.nonzero(kinds < 0)[:, 0]}
+        self.groups = {body: groups[body] for body in data.bodies}
 
     def __call__(
         self, rng: np.random.Generator, noise: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         total, told = torch.zeros(()), {}
-        for name, group in zip(("thing", "hand"), self.groups, strict=True):
+        for name, group in self.groups.items():
             which = group[rng.integers(len(group), size=self.data.batch)]
             lines = rng.integers(self.views["points"].shape[1], size=self.data.lines)
             loss, off = self.loss(which, torch.from_numpy(lines), name == "thing")
@@ -105,8 +114,10 @@ class FormsStep:
         return loss + FACES * met, off[..., 0][close].mean().detach()
 
 
-def train_forms(settings: TrainSettings, data: FormsData) -> Path:
-    """Run the stage; the checkpoint is a :class:`Forms`."""
+def train_forms(settings: TrainSettings, data: FormsData, start: Path | None = None) -> Path:
+    """Run the stage; the checkpoint is a :class:`Forms`. start: weights to begin from."""
     torch.manual_seed(settings.seed)
     model = Forms(settings.editor.detail or DetailConfig())
+    if start is not None:
+        fill(model, read_safetensors(start), start)
     return Trainer(model, settings, FormsStep(model, data), data={"data": data.__dict__}).run()

@@ -194,8 +194,10 @@ class _Work:
     def forms(self) -> Path:
         from egoedit_ros.train.forms import FormsData, train_forms
 
+        start = self.path("start")
         settings, rest = self.settings()
-        return train_forms(settings, build(FormsData, {"views": self.output / "form_views"} | rest))
+        views = Path(rest.pop("views", self.output / "form_views"))
+        return train_forms(settings, build(FormsData, {"views": views} | rest), start)
 
     def room_views(self) -> Path:
         from egoedit_ros.train.rooms import RoomViews, make_rooms

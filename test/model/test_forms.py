@@ -98,7 +98,7 @@ def test_a_finger_in_front_of_a_thing_does_not_colour_it():
     assert (got[..., :4, 22:26] - white).abs().max() < 0.06
 
 
-def test_a_thing_is_looked_at_closely_inside_of_its_outline_and_as_it_was_elsewhere():
+def test_bodies_are_looked_at_closely_inside_of_their_outlines_and_as_they_were_elsewhere():
     torch.manual_seed(0)
     forms, kinds = Forms(DetailConfig(forms=8)), torch.eye(9)[[3]]
     slope = torch.tensor([[20.0, 0, 0], [0, 0, -20.0]])
@@ -109,11 +109,17 @@ def test_a_thing_is_looked_at_closely_inside_of_its_outline_and_as_it_was_elsewh
     for net in (forms.thing, forms.hand):
         torch.nn.init.normal_(net.out.weight, std=2.0)
     seen, every = forms(pose, kinds, (32, 32), 2), forms(pose, kinds, (64, 64), 1)
-    got, blurred = forms.closely(pose, kinds, seen), doubled(seen[:, :TOLD])
+    got, blurred = forms.thing_closely(pose, kinds, seen), doubled(seen[:, :TOLD])
     near = (blurred[:, :1] > -BESIDE).expand_as(got)
     assert 0.05 < near.float().mean() < 0.99
     torch.testing.assert_close(got[near], every[:, :TOLD][near])
     assert torch.equal(got[~near], blurred[~near])
     far = seen.clone()
     far[:, 0] = -1.0
-    assert torch.equal(forms.closely(pose, kinds, far), doubled(far[:, :TOLD]))
+    assert torch.equal(forms.thing_closely(pose, kinds, far), doubled(far[:, :TOLD]))
+    where = torch.zeros(2, 1, 64, 64)
+    where[..., 40:] = 0.5
+    got, blurred = forms.hand_closely(pose, seen, where), doubled(seen[:, TOLD : 2 * TOLD])
+    near = ((blurred[:, :1] > -BESIDE) & (where > 0)).expand_as(got)
+    torch.testing.assert_close(got[near], every[:, TOLD : 2 * TOLD][near])
+    assert near.any() and torch.equal(got[~near], blurred[~near])

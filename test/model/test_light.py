@@ -16,6 +16,7 @@ from egoedit_ros.model.light import (
     Paint,
     painted,
     shade,
+    shine,
 )
 
 SIDE = 32
@@ -34,6 +35,14 @@ def test_a_face_is_lit_as_far_as_it_is_turned_to_each_light():
     torch.testing.assert_close(key[0, 0], 0.6 * torch.tensor([1.0, math.cos(1.0), 0.0]))
     lit = 0.3 + (0.2 + 0.1) * torch.tensor([0.0, math.sin(1.0), 0.0])
     torch.testing.assert_close(rest[0, 0], lit)
+
+
+def test_a_highlight_is_where_a_face_looks_between_the_key_and_the_camera():
+    between = F.normalize(torch.tensor([0.0, -1.0, -1.0]), dim=0)
+    faces = torch.stack([between, torch.tensor([0.0, -1.0, 0.0]), -between], 1)[None]
+    got = shine(_light(), faces)
+    assert got.shape == (1, 1, 3) and abs(float(got[0, 0, 0]) - 1) < 1e-4
+    assert got[0, 0, 1:].max() < 1e-3
 
 
 def _ball():

@@ -31,7 +31,7 @@ def _answers(thing, hand, heeded, camera=PURPLE, own=(TABLE, GREEN), logits=(0.0
     seen[0, 0], seen[0, TOLD] = thing, hand
     seen[0, 2:5] = torch.tensor([0.0, 0.0, -1.0])[:, None, None]
     pose = torch.zeros(1, 23)
-    outlines = Outlines(seen, *heeded, doubled(seen[:, :TOLD]) if heeded[0] else None)
+    outlines = Outlines(seen, *heeded, *doubled(seen[:, : 2 * TOLD]).split(TOLD, 1))
     return Answers(colors, likely, torch.full_like(likely, 0.02), pose, None, outlines)
 
 
@@ -149,12 +149,12 @@ def test_what_is_in_front_ends_where_the_camera_shows_its_edge():
     assert _off(shown[8:24, 8:16], SKIN) < 0.1 and _off(shown[8:24, 16:24], GREEN) < 0.4
 
 
-def test_where_a_painted_thing_is_shown_is_told():
+def test_where_a_painted_thing_is_laid_is_told():
     answers = _answers(_square(8, 24), NOWHERE, (1.0, 0.0))
     answers.logits[:, 3, 8:24, 8:24] += 4.0
-    assert show(answers).painted is None
+    assert show(answers).laid.max() < 0.01  # its colours are those that are decoded
     answers.outlines.paint = PAINT
-    painted = show(answers).painted[0]
-    assert painted[10:22, 10:22].min() > 0.9
-    painted[7:25, 7:25] = 0
-    assert painted.max() < 0.01
+    laid = show(answers).laid[0]
+    assert laid[10:22, 10:22].min() > 0.9
+    laid[7:25, 7:25] = 0
+    assert laid.max() < 0.01

@@ -102,7 +102,7 @@ def test_nothing_edited_and_everything_edited_are_left_as_they_are(net):
     for level in (0, 255):
         mask[:] = level
         got = _drawn(net, source, made, mask)
-        assert got.picture is made and got.mask is mask and got.painted is None
+        assert got.picture is made and got.mask is mask and got.laid is None
 
 
 def test_a_first_chunk_and_a_chunk_of_several_latents_are_drawn(net):

@@ -63,12 +63,12 @@ def test_a_new_thing_keeps_its_own_shape_and_gets_steeper_edges():
     assert steepest(made) > 1.1 * steepest(soft)
 
 
-def test_what_is_painted_keeps_its_edges_and_a_pixel_around_them():
+def test_what_is_laid_keeps_its_edges_and_a_pixel_around_them():
     source, edited = _disc(RED), _soft(_disc(BLUE))
-    painted = np.zeros(source.shape[:2], np.uint8)
-    painted[30:70, 40:80] = 255
-    full = np.full_like(painted, 255)
-    made = sharpen(source[None], edited[None], full[None], painted[None])[0]
+    laid = np.zeros(source.shape[:2], np.uint8)
+    laid[30:70, 40:80] = 255
+    full = np.full_like(laid, 255)
+    made = sharpen(source[None], edited[None], full[None], laid[None])[0]
     assert np.array_equal(made[29:71, 39:81], edited[29:71, 39:81])
     other = _sharpened(source, edited, full)
     assert np.array_equal(made[:28], other[:28]) and not np.array_equal(made, other)

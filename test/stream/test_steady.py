@@ -55,13 +55,13 @@ def test_a_jump_between_latent_frames_is_made_up_over_several_pictures():
     assert np.ptp(red[5:]) > 3  # it follows, if slowly
 
 
-def test_what_is_painted_is_steadied_less():
+def test_what_is_laid_is_steadied_less():
     source, edited, mask, corners = _film(2)
     jumps = []
-    for painted in (None, np.zeros_like(mask), mask):
+    for laid in (None, np.zeros_like(mask), mask):
         steadier = Steadier(WEIGHTS)
         steadier(source[:1], edited[:1], mask[:1], True, False)
-        now = None if painted is None else painted[1:]
+        now = None if laid is None else laid[1:]
         shown = steadier(source[1:], edited[1:], mask[1:], False, True, (), now)[0]
         red = _red_inside(np.concatenate([edited[:1], shown]), corners)
         jumps.append(abs(red[1] - red[0]))

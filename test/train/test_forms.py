@@ -29,12 +29,12 @@ def views(tmp_path_factory):
     return folder
 
 
-def _train(folder, views, steps, **data):
+def _train(folder, views, steps, start=None, **data):
     settings = TrainSettings(
         folder, "forms", steps=steps, lr=3e-3, warmup=20, log_every=5, ema=0.97, bf16=False,
         config=CONFIG,
     )  # fmt: skip
-    return train_forms(settings, FormsData(views, **data))
+    return train_forms(settings, FormsData(views, **data), start)
 
 
 def test_forms_are_learned_from_views(views, tmp_path):
@@ -42,6 +42,17 @@ def test_forms_are_learned_from_views(views, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "forms.log.jsonl").read_text().splitlines()]
     for body in ("thing", "hand"):
         assert np.mean([r[body] for r in rows[-3:]]) < 0.7 * rows[0][body]
+
+
+def test_one_body_is_learned_on_from_weights_and_the_other_stays(views, tmp_path):
+    (tmp_path / "on").mkdir()
+    start = _train(tmp_path, views, 5, batch=4, lines=50)
+    made = _train(tmp_path / "on", views, 5, start, bodies=["hand"], batch=4, lines=50)
+    before, after = read_safetensors(start), read_safetensors(made)
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) == (not name.startswith("hand.")), name
+    with pytest.raises(UserError, match="choose from thing, hand"):
+        _train(tmp_path / "no", views, 5, bodies=["foot"])
 
 
 @pytest.mark.slow
