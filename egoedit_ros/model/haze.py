@@ -37,7 +37,7 @@ class Laid:
 
     within: Tensor
     answer: int
-    heeded: float
+    heeded: float | Tensor
 
 
 def cleared(colors: Tensor, shares: Tensor, bodies: list[Laid]) -> tuple[Tensor, Tensor]:

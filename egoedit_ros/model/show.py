@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egoedit_ros.model.detail import BODIES, USUAL, Answers, Outlines, apart, choose
+from egoedit_ros.model.answers import BODIES, USUAL, Answers, Outlines, apart, choose
 from egoedit_ros.model.forms import (
     SHARP,
     WITHIN,
@@ -121,9 +121,9 @@ def show(answers: Answers) -> Shown:
     laid = rest[:, 0] * shares[:, HAND]
     if is_painted:
         laid = laid + of_thing[:, 0] * shares[:, THING]
-    bodies = [Laid(rest, HAND, float(max(known.thing, known.hand)))]
+    bodies = [Laid(rest, HAND, share)]
     if thing:
-        bodies.append(Laid(of_thing, THING, known.thing))
+        bodies.append(Laid(of_thing, THING, share))
     return Shown(*cleared(colors, shares, bodies), laid)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egoedit_ros.model.answers import Before, Whole, told_next
 from egoedit_ros.model.autoencoder import CELL
-from egoedit_ros.model.detail import ALONE, Before, DetailNet, Whole, told_next
+from egoedit_ros.model.detail import ALONE, DetailNet
 from egoedit_ros.model.show import show
 
 SQUARES = (64, 96, 112)  # pixels a side: a small thing takes less time

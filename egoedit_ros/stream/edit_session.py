@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.answers import Before
 from egoedit_ros.model.autoencoder import Coded
 from egoedit_ros.model.cache import KeyValueCache
 from egoedit_ros.model.checkpoint import load_editor
 from egoedit_ros.model.config import CONFIGS, EditorConfig
-from egoedit_ros.model.detail import Before, DetailNet
+from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.model.device import no_cuda_because
 from egoedit_ros.model.flow import add_noise, step_sigmas, to_clean
 from egoedit_ros.model.inference import Blend, Conditioning, StepModulation, StreamTransformer

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from egoedit_ros.data.sim.vocabulary import KINDS
 from egoedit_ros.errors import UserError
+from egoedit_ros.model.answers import Answers, choose, surprise
 from egoedit_ros.model.autoencoder import CELL, EdgeAutoencoder
 from egoedit_ros.model.checkpoint import fill, read_safetensors
 from egoedit_ros.model.config import EditorConfig
-from egoedit_ros.model.detail import ALONE, Answers, DetailNet, choose, surprise
+from egoedit_ros.model.detail import ALONE, DetailNet
 from egoedit_ros.model.pose import FRAME, mirrored, moved, shifted
 from egoedit_ros.model.text import get_text_encoder
 from egoedit_ros.stream.detail import SQUARES, Square, square_around

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the detail network shows: one answer and no mean of several, the camera's to the bit."""
+"""What the detail network answers, the camera's colours to the bit."""
 
 import dataclasses
 
@@ -8,52 +8,13 @@ import torch
 import torch.nn.functional as F
 from runtime_support import small_config
 
+from egoedit_ros.model.answers import BODIES, choose
 from egoedit_ros.model.config import DetailConfig
-from egoedit_ros.model.detail import (
-    ALONE,
-    BODIES,
-    PLACES,
-    Answers,
-    DetailNet,
-    choose,
-    surprise,
-)
+from egoedit_ros.model.detail import ALONE, PLACES, DetailNet
 from egoedit_ros.model.forms import SEEN
 from egoedit_ros.model.pose import POSE
 
 SMALL = small_config(detail=DetailConfig(widths=(8, 16, 16), blocks=(1, 1)))
-
-
-def _answers(colors, logits):
-    """One pixel with these grey answers; the camera's and the decoder's are as good as none."""
-    colors, logits = [0.5, 0.5, *colors], [-20.0, -20.0, *logits]
-    shape = (1, len(colors), 3, 1, 1)
-    colors = torch.tensor(colors)[None, :, None, None, None].expand(shape)
-    logits = torch.tensor(logits)[None, :, None, None]
-    return Answers(colors, logits, torch.full_like(logits, 0.02))
-
-
-def _shown(answers):
-    return float((choose(answers)[:, :, None] * answers.colors).sum(1).mean())
-
-
-def test_of_two_likely_colours_one_is_shown_and_not_their_mean():
-    answers = _answers([0.1, 0.9, 0.5], [1.0, 1.6, -3.0])
-    weights = answers.logits.softmax(1)[:, :, None]
-    mean = float((weights * answers.colors).sum(1).mean())
-    assert 0.4 < mean < 0.65
-    assert _shown(answers) > 0.85
-
-
-def test_answers_that_are_alike_count_together():
-    """One answer has most weight, but three that agree have more."""
-    assert _shown(_answers([0.1, 0.85, 0.9, 0.95], [1.0, 0.6, 0.6, 0.6])) > 0.8
-
-
-def test_a_target_is_less_surprising_where_it_is_expected():
-    answers = _answers([0.1, 0.9], [0.0, 2.0])
-    at = {v: float(surprise(answers, torch.full((1, 3, 1, 1), v))) for v in (0.9, 0.1, 0.5)}
-    assert at[0.9] < at[0.1] < at[0.5]
 
 
 def _inputs(count, seed=0):

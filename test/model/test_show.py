@@ -3,7 +3,7 @@
 
 import torch
 
-from egoedit_ros.model.detail import Answers, Outlines, choose
+from egoedit_ros.model.answers import Answers, Outlines, choose
 from egoedit_ros.model.forms import SEEN, TOLD, doubled
 from egoedit_ros.model.light import Paint
 from egoedit_ros.model.show import show

@@ -8,10 +8,9 @@ import pytest
 import torch
 from runtime_support import TEXT, pictures, small_model
 
+from egoedit_ros.model.answers import Before
 from egoedit_ros.model.config import DetailConfig, get_config
-from egoedit_ros.model.detail import Answers, Before, DetailNet, Outlines, Whole, told_next
-from egoedit_ros.model.places import AWAY
-from egoedit_ros.model.pose import FRAME, POSE
+from egoedit_ros.model.detail import DetailNet
 from egoedit_ros.stream.detail import SQUARES, Drawn, Square, draw, square_around, tell
 from egoedit_ros.stream.edit_session import EditSession
 from egoedit_ros.stream.steady import Steadier
@@ -181,20 +180,3 @@ def test_a_stream_remembers_where_things_were_until_the_edit_changes(monkeypatch
     session.run(next(chunks))
     assert given[0] is None and given[1] is told[0] and given[2] is told[1]
     assert given[3] is None and given[4] is None
-
-
-def test_what_was_sure_is_told_on_and_what_was_not_stays():
-    whole = Whole(torch.zeros(2, 3, 8, 8), 10, 20, Before(torch.ones(1, FRAME), None, None))
-    pose = torch.zeros(2, POSE)
-    pose[1, FRAME] = 3.0
-    answers = Answers(None, None, None, pose, None, Outlines(None, 1.0, 0.0))
-    got = told_next(answers, whole)
-    assert got.thing[0, :2].tolist() == [20, 10] and got.hand[0, :2].tolist() == [23, 10]
-    answers.outlines = Outlines(None, 0.2, 0.0)
-    got = told_next(answers, whole)
-    assert got.thing is whole.before.thing and got.hand is None and got.light is None
-    pose[:, FRAME] = AWAY
-    answers.outlines = Outlines(None, 1.0, 0.0)
-    assert told_next(answers, whole).hand is None
-    answers.outlines = None
-    assert told_next(answers, whole) is whole.before
