@@ -62,7 +62,8 @@ class Square:
 
 def square_around(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Square | None:
     """The least of ``SQUARES`` that holds most of what is edited in any picture of a chunk, or the
-    greatest that fits; None: nothing is edited, or the picture is smaller than any.
+    greatest that fits, where it holds as much as it can: a thing rather than the end of its shadow.
+    None: nothing is edited, or the picture is smaller than any.
 
     source, made: uint8 ``[n, h, w, 3]``; mask: uint8 ``[n, h, w]``.
     """
@@ -70,16 +71,20 @@ def square_around(source: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Squ
     fitting = [size for size in SQUARES if size <= min(change.shape)]
     if not fitting or not change.any():
         return None
-    spans = []
-    for axis in (1, 0):
-        share = np.cumsum(change.sum(axis, dtype=np.float64))
-        spans.append(np.searchsorted(share, share[-1] * np.array(MOST)))
+    shares = [np.cumsum(change.sum(axis, dtype=np.float64)) for axis in (1, 0)]
+    spans = [np.searchsorted(share, share[-1] * np.array(MOST)) for share in shares]
     extent = max(high - low for low, high in spans) + 2 * MARGIN
     size = next((s for s in fitting if s >= extent), fitting[-1])
     begins = []
-    for (low, high), length in zip(spans, change.shape, strict=True):
-        begin = round(((low + high) - size) / 2 / CELL) * CELL
-        begins.append(int(min(max(begin, 0), (length - size) // CELL * CELL)))
+    for share, (low, high) in zip(shares, spans, strict=True):
+        last = (len(share) - size) // CELL * CELL
+        if high - low + 2 * MARGIN <= size:
+            begin = round(((low + high) - size) / 2 / CELL) * CELL
+        else:
+            starts = np.arange(0, last + 1, CELL)
+            before = np.concatenate([[0.0], share])
+            begin = starts[np.argmax(before[starts + size] - before[starts])]
+        begins.append(int(min(max(begin, 0), last)))
     return Square(size, *begins)
 
 

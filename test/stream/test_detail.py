@@ -72,6 +72,16 @@ def test_more_is_edited_in_a_greater_square_which_stays_within_the_picture():
     assert square_around(*(x[:, :48] for x in small)) is None
 
 
+def test_where_no_square_holds_all_a_thing_is_in_it_and_not_its_shadow():
+    source = np.full((4, HEIGHT, WIDTH, 3), 120, np.uint8)
+    made, mask = source.copy(), np.full(source.shape[:3], 255, np.uint8)
+    made[:, 8:60, 100:150] += 100
+    made[:, 140:180, 100:180] -= 20
+    square = square_around(source, made, mask)
+    assert square.size == SQUARES[-1] and square.row == 0
+    assert square.column <= 100 and square.column + square.size >= 150
+
+
 def test_only_the_square_is_drawn_anew(net):
     source, made, mask = _chunk()
     before = made.copy(), mask.copy()
