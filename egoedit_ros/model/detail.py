@@ -223,8 +223,9 @@ class DetailNet(nn.Module):
                 bodies = relit(seen, source, made, mask), outside(seen)
             if heed is not None:
                 outlines = Outlines(seen, *heed)
-                if any(heed):
-                    outlines.hand_closely = self.forms.hand_closely(pose, seen, mask)
+                # Beside a new thing little of the hand comes to be seen.
+                where = mask if heed[1] else torch.zeros_like(mask)
+                outlines.hand_closely = self.forms.hand_closely(pose, seen, where)
                 if heed[0]:
                     outlines.thing_closely = self.forms.thing_closely(pose, forms, seen)
                     if likely is not None and whole is not None:

@@ -29,6 +29,7 @@ CRISP = 10.0  # outlines are also told as inside (1) or outside (-1), over a ten
 EDGE = 90.0  # likewise; a pixel is about 0.04 units
 SEEN = 2 * (TOLD + 2)
 BESIDE = 0.08  # units outside of an outline up to which it is looked at closely
+BENT = 0.06  # by how much faces are other than those around, where there is an edge of some
 
 
 class FormNet(nn.Module):
@@ -103,9 +104,9 @@ class Forms(nn.Module):
     def thing_closely(self, pose: Tensor, kinds: Tensor, seen: Tensor) -> Tensor:
         """What pixels show of a thing that is there: ``[N, TOLD, H, W]``. seen: what cells of two
         pixels do, of :meth:`forward`; only inside of the outline, and near it, it is looked at
-        again."""
+        again, and not where a face is smooth."""
         body = self._thing(pose, kinds.expand(len(pose), -1))
-        return _closely(body, doubled(seen[:, :TOLD]), None)
+        return _closely(body, doubled(seen[:, :TOLD]), _rough(seen))
 
     @torch.no_grad()
     def hand_closely(self, pose: Tensor, seen: Tensor, where: Tensor) -> Tensor:
@@ -140,11 +141,20 @@ def _told(body: _Body, points: Tensor) -> Tensor:
     return told.mT.clamp(-2, 2).unflatten(2, tuple(points.shape[2:]))
 
 
-def _closely(body: _Body, fine: Tensor, where: Tensor | None) -> Tensor:
+def _rough(seen: Tensor) -> Tensor:
+    """Where outlines or edges of faces of a thing are near ``[N, H, W]``, at twice the size of
+    ``seen``."""
+    faces = F.normalize(seen[:, 2:5], dim=1)
+    bent = (faces - F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)).abs().sum(1) > BENT
+    rough = bent | (seen[:, :2].abs() < BESIDE).any(1)
+    rough = F.max_pool2d(rough[:, None].float(), 3, 1, 1)
+    return F.interpolate(rough, scale_factor=2)[:, 0] > 0
+
+
+def _closely(body: _Body, fine: Tensor, where: Tensor) -> Tensor:
     """``fine`` ``[N, TOLD, H, W]`` with what is near the outline, and in ``where`` ``[N, H, W]``,
     told pixel by pixel."""
-    near = fine[:, 0] > -BESIDE
-    near = (near if where is None else near & where).flatten(1)
+    near = ((fine[:, 0] > -BESIDE) & where).flatten(1)
     most = int(near.sum(1).max())
     if not most:
         return fine

@@ -112,8 +112,11 @@ def test_bodies_are_looked_at_closely_inside_of_their_outlines_and_as_they_were_
     got, blurred = forms.thing_closely(pose, kinds, seen), doubled(seen[:, :TOLD])
     near = (blurred[:, :1] > -BESIDE).expand_as(got)
     assert 0.05 < near.float().mean() < 0.99
-    torch.testing.assert_close(got[near], every[:, :TOLD][near])
-    assert torch.equal(got[~near], blurred[~near])
+    told, kept = (got - every[:, :TOLD]).abs().amax(1) < 1e-4, (got == blurred).all(1)
+    assert (told | kept).all() and told[near[:, 0]].float().mean() > 0.9  # all that is not smooth
+    assert kept[~near[:, 0]].all()
+    smooth = torch.full_like(seen, 0.5)
+    assert torch.equal(forms.thing_closely(pose, kinds, smooth), doubled(smooth[:, :TOLD]))
     far = seen.clone()
     far[:, 0] = -1.0
     assert torch.equal(forms.thing_closely(pose, kinds, far), doubled(far[:, :TOLD]))
