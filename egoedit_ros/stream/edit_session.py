@@ -407,7 +407,7 @@ class EditSession:
         work.mask = mask
         if self._steady is not None:
             work.picture, work.mask = self._steady(
-                work.frames, work.picture, work.mask, work.first, work.joins, weights, laid
+                work.frames, work.picture, work.mask, work.first, work.joins, weights
             )
         if self.model.config.sharpen:
             work.picture = sharpen(work.frames, work.picture, work.mask, laid)

@@ -32,7 +32,6 @@ DEVIATIONS = (2.0, 1.5, 1.0, 1.0)
 NEAR = (50.0, 20.0, 8.0, 2.0)
 # Less is not carried: it would spread from picture to picture and never be nothing.
 FAINTEST = 1 / 8
-LAID = 0.5  # of what else is carried: where a body is laid that has its edges, it flickers less
 GROUP = 4  # pictures of a latent frame
 
 
@@ -66,14 +65,12 @@ class Steadier:
         first: bool,
         joins: bool,
         weights: tuple[float, ...] = (),
-        laid: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """A chunk's edited pictures ``[n, h, w, 3]``, uint8 rgb, steadied, and where the edit is in
         them ``[n, h, w]``: where that is 0 they are the source's.
 
         first: the chunk begins its stream, with a latent frame of one picture. joins: the picture
-        before shows the same edit. weights: for this chunk, instead of the usual ones. laid:
-        where a body is laid that has its edges ``[n, h, w]``, uint8.
+        before shows the same edit. weights: for this chunk, instead of the usual ones.
         """
         weights = weights or self.weights
         if not joins:
@@ -87,14 +84,13 @@ class Steadier:
             for index in range(len(edited)):
                 place = (index - first) % GROUP
                 if self._last is not None and weights[place]:
-                    known = None if laid is None else laid[index]
                     pictures = (source[index], edited[index], mask[index])
-                    self._blend(*pictures, box, place, weights[place], known)
+                    self._blend(*pictures, box, place, weights[place])
                 self._last = _Picture(source[index], edited[index], mask[index])
         self._last = _Picture(source[-1].copy(), edited[-1].copy(), mask[-1].copy())
         return edited, mask
 
-    def _blend(self, source, edited, mask, box, place: int, weight: float, laid) -> None:
+    def _blend(self, source, edited, mask, box, place: int, weight: float) -> None:
         before, here = self._last, edited[box]
         now, past = source[box], before.source[box]
         flow = self._flow.calc(*(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (now, past)), None)
@@ -105,8 +101,6 @@ class Steadier:
         # What is carried many times over must not lose its edges by it.
         carried = _carried(before.edited[box], flow, cv2.INTER_CUBIC).astype(np.float32)
         share = np.maximum(mask[box], was) * np.float32(weight / 255)
-        if laid is not None:
-            share *= 1 - np.float32((1 - LAID) / 255) * laid[box]
         red, green, blue = cv2.split(cv2.absdiff(seen, now))
         off = cv2.blur(cv2.max(cv2.max(red, green), blue), (5, 5))
         share *= np.clip(2 - off / np.float32(SOURCE_OFF), 0, 1)

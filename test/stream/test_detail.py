@@ -161,7 +161,7 @@ def test_where_forms_are_heeded_a_stream_is_steadied_as_its_model_says(monkeypat
     got, steadied = [], Steadier.__call__
 
     def call(self, *args):
-        got.append(args[-2])
+        got.append(args[-1])
         return steadied(self, *args)
 
     monkeypatch.setattr(Steadier, "__call__", call)
