@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egoedit_ros.model.light import mean_around
+from egoedit_ros.model.light import mean_around, most_around
 
 NEAR = 8  # pixels beside an outline
 MADE = 0.1  # what counts of colours that are not the camera's, for what is behind
@@ -50,10 +50,8 @@ def cleared(colors: Tensor, shares: Tensor, bodies: list[Laid]) -> tuple[Tensor,
     other, hazy = _other(shown, behind), torch.zeros_like(camera)
     for body in bodies:
         color, known = _spread(colors[:, body.answer], body.within)
-        beside = F.max_pool2d(body.within, (2 * NEAR + 1, 1), 1, (NEAR, 0))
-        beside = F.max_pool2d(beside, (1, 2 * NEAR + 1), 1, (0, NEAR))
         none = torch.maximum(known * _mixed(shown, behind, color), other)
-        hazy = torch.maximum(hazy, body.heeded * beside * none)
+        hazy = torch.maximum(hazy, body.heeded * most_around(body.within, NEAR) * none)
     hazy = hazy * (1 - camera) * (1 - within)
     behind, known = _spread(shown, free * (1 - hazy))
     hazy = hazy * known

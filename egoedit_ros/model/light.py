@@ -190,3 +190,9 @@ def mean_around(x: Tensor, size: int) -> Tensor:
         length = x.shape[axis] - size + 1
         x = sum(x.narrow(axis, begin, length) for begin in range(size)) / size
     return x
+
+
+def most_around(x: Tensor, far: int) -> Tensor:
+    """The most of squares that reach so many pixels far."""
+    x = F.max_pool2d(x, (2 * far + 1, 1), 1, (far, 0))  # faster than both ways at once
+    return F.max_pool2d(x, (1, 2 * far + 1), 1, (0, far))

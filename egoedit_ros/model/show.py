@@ -31,7 +31,7 @@ from egoedit_ros.model.forms import (
     relit_again,
 )
 from egoedit_ros.model.haze import Laid, cleared
-from egoedit_ros.model.light import mean_around, painted
+from egoedit_ros.model.light import mean_around, most_around, painted
 
 THING, HAND = -BODIES, 1 - BODIES  # whose answers
 # Nats by which colours like a body's are less likely outside of its outline, and a hand's, which
@@ -178,9 +178,7 @@ def _not_thing(answers: Answers, within: Tensor) -> Tensor:
             other = (colors - (brighter * mean[:, None]).clamp(max=1)).abs().sum(2)
             off = torch.minimum(off, other)
     more = -NOT_THING * torch.exp(-off / LIKE_THING) * (1 - within)
-    near = F.max_pool2d(within, (2 * NEAR + 1, 1), 1, (NEAR, 0))
-    near = F.max_pool2d(near, (1, 2 * NEAR + 1), 1, (0, NEAR))
-    more[:, :1] += BESIDE * near * (1 - within)
+    more[:, :1] += BESIDE * most_around(within, NEAR) * (1 - within)
     return more
 
 
